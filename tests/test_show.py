@@ -1,0 +1,47 @@
+"""Coloured tokens are safe HTML, and their colours follow the numbers."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+
+from tokrl.show import TokenHeat, bars, curves
+
+
+def test_tokens_are_escaped_and_scaled():
+    heat = TokenHeat(["<eos>", "it's", "x"], [-2.0, 1.0, None], caption="a < b")
+    page = heat._repr_html_()
+    assert "<eos>" not in page
+    assert "&lt;eos&gt;" in page
+    assert "--v:-1.00" in page
+    assert "--v:0.50" in page
+    assert "unjudged" in page.split("</style>")[1]
+    assert "a &lt; b" in page
+    assert repr(heat) == "<eos>[-2.00] it's[+1.00] x"
+
+
+def test_all_zero_is_no_division_by_zero():
+    assert "--v:0.00" in TokenHeat(["a"], [0.0])._repr_html_()
+
+
+def test_a_value_for_each_token():
+    with pytest.raises(ValueError, match="2 tokens but 1 values"):
+        TokenHeat(["a", "b"], [0.0])
+
+
+def test_curves_name_their_limits():
+    curves({"a": ([1, 2], [3, 4]), "b": ([1], [2])}, {"floor": 1.5}, xlabel="step",
+           ylabel="nats")  # fmt: skip
+    ax = plt.gca()
+    assert [t.get_text() for t in ax.texts] == ["floor"]
+    assert ax.get_xlabel() == "step"
+    plt.close("all")
+
+
+def test_bars_keep_the_order_of_names():
+    bars({"true": {"a": 0.5, "b": 0.5}, "model": {"b": 0.4, "c": 0.6}}, xlabel="p")
+    labels = [t.get_text() for t in plt.gca().get_yticklabels()]
+    assert labels == ["a", "b", "c"]
+    plt.close("all")

@@ -1,0 +1,125 @@
+"""Imitation reaches what counting says it must; the helpers of a run keep records."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from tokrl import models
+from tokrl.runs import History, atomic_path, reproducible, write_json
+from tokrl.training import FitConfig, cross_entropy, evaluate, fit
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    yield reproducible(0)
+    torch.set_default_dtype(torch.float32)
+
+
+def coin_texts(count, generator):
+    """<bos>, then a fair coin of tokens 4 and 5 six times, then <eos>."""
+    coins = torch.randint(4, 6, (count, 6), generator=generator).tolist()
+    return [[1, *row, 2] for row in coins]
+
+
+def small_model(generator):
+    shape = {"width": 16, "layers": 1, "heads": 2, "max_length": 16}
+    return models.build("transformer", 6, generator, **shape)
+
+
+def test_fit_reaches_the_entropy_of_fair_coins(float64):
+    """The floor is known: 6 coins are 6 ln 2 nats on 7 predicted tokens."""
+    texts = coin_texts(512, float64)
+    model = small_model(float64)
+    config = FitConfig(steps=150, batch_size=32, eval_every=50)
+    history = fit(model, texts, config, coin_texts(256, float64), float64)
+    floor = 6 * math.log(2) / 7
+    assert history["held_out"][0] > history.last("held_out")
+    assert floor * 0.999 < history.last("held_out") < floor * 1.02
+    assert history.steps("held_out") == [50, 100, 150]
+    assert history.last("tokens") == 150 * 32 * 7
+
+
+def test_cross_entropy_by_hand(float64):
+    model = small_model(float64)
+    texts = [[1, 4, 5, 2], [1, 2]]
+    total = 0.0
+    for text in texts:
+        logprobs = model(torch.tensor([text[:-1]]))[0][0].log_softmax(-1)
+        total -= sum(float(logprobs[i, t].detach()) for i, t in enumerate(text[1:]))
+    assert float(cross_entropy(model, texts).detach()) == pytest.approx(total / 4)
+    assert evaluate(model, texts, batch_size=1) == pytest.approx(total / 4)
+
+
+def test_a_seed_decides_the_run():
+    losses = []
+    for seed in (1, 1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        model = small_model(generator)
+        config = FitConfig(steps=5, batch_size=4)
+        losses.append(fit(model, coin_texts(16, generator), config, None, generator))
+    assert losses[0]["loss"] == losses[1]["loss"] != losses[2]["loss"]
+
+
+def test_the_learning_rate_rises_then_falls():
+    config = FitConfig(steps=100, learning_rate=1.0, warmup=0.1)
+    rates = [config.rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert max(rates) == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(float64):
+    model = small_model(float64)
+    with torch.no_grad():
+        model.norm.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="step 0"):
+        fit(model, [[1, 4, 2]], FitConfig(steps=2, batch_size=1))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [([], "no texts"), ([[1, 4, 2], [1]], r"ids\[1\] has 1")]
+)
+def test_a_corpus_that_teaches_nothing_is_refused(float64, texts, message):
+    with pytest.raises(ValueError, match=message):
+        fit(small_model(float64), texts)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("batch_size", 1.5), ("learning_rate", -1.0), ("warmup", 1.0)],
+)
+def test_a_wrong_configuration_names_the_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        FitConfig(**{field: value})
+
+
+def test_history_keeps_columns_and_writes_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    history = History(path)
+    history.add(1, loss=torch.tensor(2.0))
+    history.add(2, loss=1.0, held_out=1.5)
+    assert history["loss"] == [2.0, 1.0]
+    assert history.steps("held_out") == [2]
+    assert history.last("held_out") == 1.5
+    assert [json.loads(line) for line in path.read_text().splitlines()] == history.rows
+    with pytest.raises(KeyError, match="held_out, loss"):
+        history["reward"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def fail_halfway():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_halfway()
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

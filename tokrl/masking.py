@@ -1,0 +1,55 @@
+"""Rows of different lengths in one rectangle: padding, masks, masked averages."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int = 0, side: str = "left"
+) -> tuple[Tensor, Tensor]:
+    """Lists of ids as one rectangle and its mask.
+
+    Returns ids and mask, both (B, L) int64 with L the longest row; the mask is 1 on
+    ids and 0 on padding. Prompts are padded on the left, so that completions start
+    in one column; completions on the right.
+    Raises ValueError for no rows or an unknown side.
+    """
+    if not rows:
+        raise ValueError("no rows to pad: give at least one list of ids")
+    if side not in ("left", "right"):
+        raise ValueError(f"side={side!r}: give 'left' or 'right'")
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        span = slice(length - len(row), length) if side == "left" else slice(len(row))
+        ids[i, span] = torch.as_tensor(row, dtype=torch.int64)
+        mask[i, span] = 1
+    return ids, mask
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Mask (B, size) int64 with ones on the first `lengths[i]` columns of row i."""
+    return (torch.arange(size) < lengths[:, None]).long()
+
+
+def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The rows (B, L) without their padding, as lists."""
+    return [
+        [token for token, keep in zip(row, kept, strict=True) if keep]
+        for row, kept in zip(ids.tolist(), mask.tolist(), strict=True)
+    ]
+
+
+def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of `values` where `mask` is 1; masked values may be anything, NaN too."""
+    kept = torch.where(mask.bool(), values, torch.zeros_like(values))
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of `values` where `mask` is 1; 0 where nothing is unmasked."""
+    count = mask.sum() if dim is None else mask.sum(dim)
+    return masked_sum(values, mask, dim) / count.clamp(min=1)

@@ -1,0 +1,88 @@
+"""Language models behind one protocol: `logits, cache = model(ids, mask, cache)`."""
+
+import json
+import os
+from dataclasses import asdict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tokrl.models.transformer import KVCache, Transformer, TransformerConfig
+from tokrl.runs import atomic_path
+
+__all__ = [
+    "KVCache",
+    "Transformer",
+    "TransformerConfig",
+    "build",
+    "load",
+    "num_parameters",
+    "save",
+]
+
+KINDS = {"transformer": (Transformer, TransformerConfig)}
+
+
+def build(
+    kind: str, vocab_size: int, generator: torch.Generator | None = None, **shape: int
+) -> nn.Module:
+    """A new model with random weights.
+
+    kind        one of: transformer
+    vocab_size  number of tokens
+    generator   decides the weights; None takes torch's global one
+    shape       fields of the kind's configuration (width, layers, ...)
+    Raises ValueError for an unknown kind or field.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: give one of {', '.join(KINDS)}")
+    model_class, config_class = KINDS[kind]
+    unknown = set(shape) - set(config_class.__dataclass_fields__)
+    if unknown:
+        raise ValueError(
+            f"{kind} has no {', '.join(sorted(unknown))}: it has "
+            f"{', '.join(config_class.__dataclass_fields__)}"
+        )
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class(config_class(vocab_size=vocab_size, **shape))
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers the model learns; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save(model: nn.Module, path: str | os.PathLike) -> None:
+    """Write weights and configuration to one safetensors file, atomically."""
+    kind = next(name for name, (cls, _) in KINDS.items() if type(model) is cls)
+    about = {"kind": kind, "config": json.dumps(asdict(model.config))}
+    with atomic_path(path) as temporary:
+        save_file(model.state_dict(), temporary, metadata=about)
+
+
+def load(path: str | os.PathLike) -> nn.Module:
+    """Read a model that `save` wrote, in the type it was written in.
+
+    Raises ValueError for a file that is cut off or not such a model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole model file ({error}): save the model again"
+        ) from error
+    if about.get("kind") not in KINDS:
+        raise ValueError(
+            f"{path} holds no tokrl model: its kind is {about.get('kind')}"
+        )
+    model_class, config_class = KINDS[about["kind"]]
+    model = model_class(config_class(**json.loads(about["config"])))
+    model.to(next(iter(weights.values())).dtype)
+    model.load_state_dict(weights)
+    return model

@@ -1,0 +1,186 @@
+"""A decoder-only Transformer, written out: Vaswani et al. 2017, in GPT-2's form.
+
+Learned positions, layer norm before each part, GELU, and one matrix that both
+embeds the tokens and scores them (Radford et al. 2019).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a Transformer.
+
+    vocab_size   number of tokens, V
+    width        size of a token's vector, D
+    layers       number of blocks
+    heads        attention heads in each block; divides the width
+    max_length   longest sequence, prompt and completion together
+    """
+
+    vocab_size: int
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    max_length: int = 256
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "max_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
+        if self.width % self.heads:
+            raise ValueError(
+                f"width={self.width} is not a multiple of heads={self.heads}"
+            )
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, in memory taken once.
+
+    keys, values  one tensor (B, heads, N, D / heads) for each layer
+    mask          (B, N) bool, true where a real token was read
+    length        columns in use
+    """
+
+    def __init__(self, config: TransformerConfig, batch: int, size: int, like: Tensor):
+        shape = (batch, config.heads, size, config.width // config.heads)
+        self.keys = [like.new_zeros(shape) for _ in range(config.layers)]
+        self.values = [like.new_zeros(shape) for _ in range(config.layers)]
+        self.mask = torch.zeros(batch, size, dtype=torch.bool, device=like.device)
+        self.length = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (a long tensor of row numbers)."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.mask = self.mask[rows]
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer network, each added to what came in."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(
+        self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        x = x + self.attend(self.norm_1(x), blocked, cache, layer)
+        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+
+    def attend(
+        self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        batch, length, width = x.shape
+        shape = (batch, length, 3, self.heads, width // self.heads)
+        q, k, v = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4)  # (B, heads, T, Dh)
+        if cache is not None:
+            end = cache.length + length
+            cache.keys[layer][:, :, cache.length : end] = k
+            cache.values[layer][:, :, cache.length : end] = v
+            k, v = cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end]
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, heads, T, N)
+        if blocked is not None:
+            scores = scores.masked_fill(blocked, -math.inf)
+        mixed = scores.softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Transformer(nn.Module):
+    """A language model: ids in, a score for every possible next token out."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.max_length, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Normal weights that keep the size of a signal: variance 1 / inputs.
+
+        Smaller where a block adds its part, as in GPT-2, so that depth does not
+        blow the sum up. GPT-2's own 0.02 is this rule at width 2,500: at the widths
+        of this book it starts too small, and copying is learned far later.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                last = name.endswith(("out.weight", "down.weight"))
+                depth = 2 * self.config.layers if last else 1
+                nn.init.normal_(
+                    parameter, std=1 / math.sqrt(parameter.shape[1] * depth)
+                )
+
+    def new_cache(self, batch: int, size: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `size` tokens."""
+        return KVCache(self.config, batch, size, self.token_embedding.weight)
+
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, KVCache | None]:
+        """Score the next token at every position.
+
+        ids    (B, T) int64
+        mask   (B, T), 1 on tokens and 0 on padding; None means no padding. A
+               left-padded row gives the same scores as the row alone.
+        cache  from `new_cache`: holds earlier tokens, and is extended in place
+        Returns logits (B, T, V) and the cache.
+        Raises ValueError if a sequence is longer than `max_length`.
+        """
+        batch, length = ids.shape
+        past = cache.length if cache is not None else 0
+        if past + length > self.config.max_length:
+            raise ValueError(
+                f"a sequence of {past + length} tokens; this model reads at most "
+                f"{self.config.max_length}"
+            )
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if cache is not None:
+            cache.mask[:, past : past + length] = real
+            real = cache.mask[:, : past + length]
+        if mask is None and cache is None:
+            positions = torch.arange(length, device=ids.device)
+        else:
+            positions = (real.long().cumsum(-1) - 1).clamp(min=0)[:, past:]  # (B, T)
+        x = self.token_embedding(ids) + self.position_embedding(positions)
+        blocked = self._blocked(real, length, padded=mask is not None or past > 0)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, blocked, cache, layer)
+        if cache is not None:
+            cache.length += length
+        return F.linear(self.norm(x), self.token_embedding.weight), cache
+
+    @staticmethod
+    def _blocked(real: Tensor, length: int, padded: bool) -> Tensor | None:
+        """Which of the N keys each of the last `length` queries must not see.
+
+        Returns bool (B or 1, 1, T, N), true where blocked; None if nothing is. A
+        padding position sees itself, so that its softmax stays finite.
+        """
+        size = real.shape[-1]
+        query = torch.arange(size - length, size, device=real.device)[:, None]
+        key = torch.arange(size, device=real.device)
+        blocked = (key > query)[None, None]
+        if not padded:
+            return blocked
+        if length == 1 and bool(real.all()):
+            return None
+        return blocked | (~real[:, None, None, :] & (key != query))

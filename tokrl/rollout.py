@@ -1,0 +1,51 @@
+"""From prompts to judged completions: one batch of experience."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tokrl.batches import Rollout
+from tokrl.masking import pad, unpad
+from tokrl.rewards import Reward, token_reward_matrix
+from tokrl.sampling import generate
+from tokrl.tokenizers import Tokenizer
+
+
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: Tokenizer
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts as ids and mask (P, S): `<bos>`, the prompt's tokens, left-padded."""
+    rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    return pad(rows, tokenizer.pad_id, side="left")
+
+
+def collect(
+    policy: nn.Module,
+    prompts: Sequence[str],
+    reward: Reward,
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    group_size: int = 1,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Sample `group_size` completions of each prompt and let the reward judge them.
+
+    prompts  texts; an empty one starts from `<bos>` alone
+    reward   in TRL's convention, see `tokrl.rewards`
+    Returns a `Rollout` of B = len(prompts) * group_size rows. Tokens that a token
+    reward did not judge (None) are masked out.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(group_size)]
+    prompt_ids, prompt_mask = encode_prompts(repeated, tokenizer)
+    ids, mask, logprobs = generate(
+        policy, prompt_ids, prompt_mask, max_new_tokens, temperature,
+        eos_id=tokenizer.eos_id, generator=generator, pad_id=tokenizer.pad_id,
+    )  # fmt: skip
+    rows = unpad(ids, mask)
+    texts = [tokenizer.decode(row) for row in rows]
+    token_rewards, mask = token_reward_matrix(reward, repeated, texts, rows, mask)
+    return Rollout(
+        prompt_ids, prompt_mask, ids, mask, logprobs, token_rewards, group_size
+    )

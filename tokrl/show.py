@@ -1,0 +1,185 @@
+"""Pictures for the chapters: curves against their limits, bars, coloured tokens."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Okabe and Ito's colours, told apart by colour-blind readers too."""
+
+STYLE = {
+    "figure.figsize": (7.0, 3.6),
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "axes.prop_cycle": plt.cycler(color=COLORS),
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    limits: Mapping[str, float] | None = None,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    ylim: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> None:
+    """Draw curves against their known limits.
+
+    lines   {label: (x, y)}
+    limits  {label: y}: each a dashed horizontal line, named where it ends
+    """
+    with plt.rc_context(STYLE):
+        if ax is None:
+            _, ax = plt.subplots()
+        for label, (x, y) in lines.items():
+            ax.plot(x, y, label=label)
+        for label, y in (limits or {}).items():
+            ax.axhline(y, color="#333333", linestyle="--", linewidth=1.4)
+            ax.annotate(
+                label, (0.995, y), xycoords=("axes fraction", "data"),
+                xytext=(0, 4), textcoords="offset points",
+                ha="right", va="bottom", fontsize=10, color="#333333",
+            )  # fmt: skip
+        ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        if ylim is not None:
+            ax.set_ylim(ylim)
+        if len(lines) > 1:
+            ax.legend()
+
+
+def bars(
+    series: Mapping[str, Mapping[str, float]],
+    *,
+    xlabel: str,
+    title: str = "",
+    ax: Axes | None = None,
+) -> None:
+    """Draw horizontal bars, one group for each name, one colour for each series.
+
+    series  {label: {name: value}}; names are taken in the order they first appear
+    """
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
+    height = 0.8 / len(series)
+    with plt.rc_context(STYLE):
+        if ax is None:
+            size = (7.0, 0.9 + 0.17 * len(names) * (len(series) + 0.6))
+            _, ax = plt.subplots(figsize=size)
+        for i, (label, values) in enumerate(series.items()):
+            at = [
+                row + (i - (len(series) - 1) / 2) * height for row in range(len(names))
+            ]
+            ax.barh(at, [values.get(name, 0.0) for name in names], height, label=label)
+        ax.set(xlabel=xlabel, title=title)
+        ax.set_yticks(range(len(names)), names)
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        if len(series) > 1:
+            ax.legend()
+
+
+_HEAT_STYLE = """
+.tokrl-heat {
+  --tokrl-bad: 200 82 0;
+  --tokrl-good: 0 92 175;
+  --tokrl-tint: 0.5;
+  font-size: 1em;
+  line-height: 2.1;
+  overflow-wrap: break-word;
+}
+html[data-theme="dark"] .tokrl-heat,
+[data-jp-theme-light="false"] .tokrl-heat {
+  --tokrl-bad: 255 140 50;
+  --tokrl-good: 95 175 255;
+  --tokrl-tint: 0.45;
+}
+.tokrl-heat .tok {
+  --neg: max(0, -1 * var(--v, 0));
+  --pos: max(0, var(--v, 0));
+  padding: 0.12em 0.22em;
+  border-radius: 0.2em;
+  color: inherit;
+  background:
+    linear-gradient(rgb(var(--tokrl-bad) / calc(var(--tokrl-tint) * var(--neg))) 0 0),
+    linear-gradient(rgb(var(--tokrl-good) / calc(var(--tokrl-tint) * var(--pos))) 0 0);
+  box-decoration-break: clone;
+  -webkit-box-decoration-break: clone;
+  border-bottom: calc(3px * var(--pos)) solid rgb(var(--tokrl-good));
+  text-decoration: underline wavy rgb(var(--tokrl-bad) / calc(4 * var(--neg) - 0.8));
+  text-decoration-thickness: calc(2.5px * var(--neg));
+  text-underline-offset: 0.25em;
+  text-decoration-skip-ink: none;
+}
+.tokrl-heat .unjudged {
+  opacity: 0.62;
+}
+.tokrl-heat p {
+  margin: 0 0 0.3em;
+  font-size: 0.9em;
+}
+"""
+
+
+class TokenHeat:
+    """Tokens coloured by a signed number, shown as HTML by Jupyter and the site.
+
+    tokens  strings, shown as they are
+    values  a number for each token, or None for "not judged": blue and underlined
+            where positive, orange with a wavy line where negative, plain at 0, grey
+            where None. The largest size among them gives the full colour.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        values: Sequence[float | None],
+        lang: str = "en",
+        caption: str = "",
+    ):
+        if len(tokens) != len(values):
+            raise ValueError(f"{len(tokens)} tokens but {len(values)} values")
+        self.tokens, self.values = list(tokens), list(values)
+        self.lang, self.caption = lang, caption
+
+    def _repr_html_(self) -> str:
+        largest = (
+            max((abs(v) for v in self.values if v is not None), default=0.0) or 1.0
+        )
+        spans = []
+        for token, value in zip(self.tokens, self.values, strict=True):
+            text = html.escape(token)
+            if value is None:
+                spans.append(f'<span class="tok unjudged">{text}</span>')
+                continue
+            strength = f"--v:{value / largest:.2f}".replace("-0.00", "0.00")
+            title = html.escape(f"{token}: {value:+.2f}", quote=True)
+            span = f'<span class="tok" style="{strength}" title="{title}">{text}</span>'
+            spans.append(span)
+        caption = f"<p>{html.escape(self.caption)}</p>" if self.caption else ""
+        return (
+            f"<style>{_HEAT_STYLE}</style>\n"
+            f'<div class="tokrl-heat" lang="{html.escape(self.lang, quote=True)}">'
+            f"{caption}{' '.join(spans)}</div>"
+        )
+
+    def __repr__(self) -> str:
+        marked = [
+            f"{token}[{value:+.2f}]" if value else token
+            for token, value in zip(self.tokens, self.values, strict=True)
+        ]
+        return " ".join(marked)
