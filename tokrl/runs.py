@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 def reproducible(seed: int = 0, threads: int = 1) -> torch.Generator:
@@ -72,8 +72,13 @@ class History:
 
 
 def progress(items: Iterable, **options: Any) -> tqdm:
-    """A `tqdm` bar for a person watching; silent where output is stored."""
-    return tqdm(items, disable=not sys.stderr.isatty(), leave=False, **options)
+    """A `tqdm` bar for a person watching; silent where output is stored.
+
+    A person watches a terminal, or a notebook opened in Jupyter (whose server then
+    names the session); a notebook run by a script has neither.
+    """
+    watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    return tqdm(items, disable=not watched, leave=False, **options)
 
 
 @contextmanager

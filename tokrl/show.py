@@ -27,11 +27,14 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+# For good, not for the time of a call: leaving a context would also undo what Jupyter
+# sets when it first draws, and later figures would not appear.
+plt.rcParams.update(STYLE)
 
 
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    limits: Mapping[str, float] | None = None,
+    limits: Mapping[str, float | tuple[Sequence[float], Sequence[float]]] | None = None,
     *,
     xlabel: str,
     ylabel: str,
@@ -42,25 +45,28 @@ def curves(
     """Draw curves against their known limits.
 
     lines   {label: (x, y)}
-    limits  {label: y}: each a dashed horizontal line, named where it ends
+    limits  {label: y} or {label: (x, y)}: each a dashed line, level or curved
     """
-    with plt.rc_context(STYLE):
-        if ax is None:
-            _, ax = plt.subplots()
-        for label, (x, y) in lines.items():
-            ax.plot(x, y, label=label)
-        for label, y in (limits or {}).items():
-            ax.axhline(y, color="#333333", linestyle="--", linewidth=1.4)
-            ax.annotate(
-                label, (0.995, y), xycoords=("axes fraction", "data"),
-                xytext=(0, 4), textcoords="offset points",
-                ha="right", va="bottom", fontsize=10, color="#333333",
-            )  # fmt: skip
-        ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        if ylim is not None:
-            ax.set_ylim(ylim)
-        if len(lines) > 1:
-            ax.legend()
+    if ax is None:
+        _, ax = plt.subplots()
+    for label, (x, y) in lines.items():
+        ax.plot(x, y, label=label)
+    dashed = {"color": "#333333", "linestyle": "--", "linewidth": 1.4}
+    for label, limit in (limits or {}).items():
+        if isinstance(limit, tuple):
+            ax.plot(*limit, label=label, **dashed)
+            continue
+        ax.axhline(limit, **dashed)
+        ax.annotate(
+            label, (0.995, limit), xycoords=("axes fraction", "data"),
+            xytext=(0, 4), textcoords="offset points",
+            ha="right", va="bottom", fontsize=10, color="#333333",
+        )  # fmt: skip
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if ylim is not None:
+        ax.set_ylim(ylim)
+    if len(ax.get_legend_handles_labels()[0]) > 1:
+        ax.legend()
 
 
 def bars(
@@ -76,21 +82,18 @@ def bars(
     """
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     height = 0.8 / len(series)
-    with plt.rc_context(STYLE):
-        if ax is None:
-            size = (7.0, 0.9 + 0.17 * len(names) * (len(series) + 0.6))
-            _, ax = plt.subplots(figsize=size)
-        for i, (label, values) in enumerate(series.items()):
-            at = [
-                row + (i - (len(series) - 1) / 2) * height for row in range(len(names))
-            ]
-            ax.barh(at, [values.get(name, 0.0) for name in names], height, label=label)
-        ax.set(xlabel=xlabel, title=title)
-        ax.set_yticks(range(len(names)), names)
-        ax.invert_yaxis()
-        ax.grid(axis="y", visible=False)
-        if len(series) > 1:
-            ax.legend()
+    if ax is None:
+        size = (7.0, 0.9 + 0.17 * len(names) * (len(series) + 0.6))
+        _, ax = plt.subplots(figsize=size)
+    for i, (label, values) in enumerate(series.items()):
+        at = [row + (i - (len(series) - 1) / 2) * height for row in range(len(names))]
+        ax.barh(at, [values.get(name, 0.0) for name in names], height, label=label)
+    ax.set(xlabel=xlabel, title=title)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    if len(series) > 1:
+        ax.legend()
 
 
 _HEAT_STYLE = """
