@@ -1,0 +1,316 @@
+"""The built site is whole and asks no other host for anything."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from browser import find_chromium, open_page
+from serve import make_server
+from test_layout import ROOT
+
+# Attributes whose address the browser fetches by itself; an <a href> waits for a click.
+FETCHED = {
+    ("audio", "src"),
+    ("embed", "src"),
+    ("iframe", "src"),
+    ("img", "src"),
+    ("input", "src"),
+    ("object", "data"),
+    ("script", "src"),
+    ("source", "src"),
+    ("track", "src"),
+    ("video", "poster"),
+    ("video", "src"),
+}
+# Of <link>, only these are words about the page; the others are fetched.
+LINKS_FOR_PEOPLE = {"author", "canonical", "index", "license", "next", "prev", "search"}
+HOST = r"""["']?((?:https?:)?//[^"')\s]+)"""
+IN_STYLES = re.compile(r"(?:@import\s+|url\(\s*)" + HOST)
+IN_SCRIPTS = re.compile(r"(?<!@)\b(?:from|import)\s*\(?\s*" + HOST)
+CSS_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+
+
+class References(HTMLParser):
+    """The addresses and the anchors of one page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.clicked, self.anchors = [], [], set()
+        self.code = ""
+        self.inside_code = False
+        self.feed(text)
+        self.fetched += IN_STYLES.findall(self.code) + IN_SCRIPTS.findall(self.code)
+
+    def handle_starttag(self, tag, attributes):
+        values = {name: value or "" for name, value in attributes}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        self.inside_code = tag in ("script", "style")
+        self.code += f"\n{values.get('style', '')}\n"
+        if tag == "a" and "href" in values:
+            self.clicked.append(values["href"])
+        if tag == "link" and not set(values.get("rel", "").split()) & LINKS_FOR_PEOPLE:
+            self.fetched.append(values.get("href", ""))
+        self.fetched += [values[name] for name in values if (tag, name) in FETCHED]
+        for candidate in values.get("srcset", "").split(","):
+            self.fetched += candidate.split()[:1]
+
+    def handle_endtag(self, tag):
+        self.inside_code = False
+
+    def handle_data(self, data):
+        if self.inside_code:
+            self.code += data
+
+
+def is_foreign(address):
+    parts = urlsplit(address)
+    return bool(parts.netloc) or parts.scheme in ("http", "https", "ws", "wss")
+
+
+def pages_of(site):
+    """Every page; below _static lie only pieces of the theme."""
+    found = site.rglob("*.html")
+    return sorted(p for p in found if "_static" not in p.relative_to(site).parts)
+
+
+def foreign_fetches(site):
+    for page in pages_of(site):
+        for address in References(page.read_text("utf8")).fetched:
+            if is_foreign(address):
+                yield f"{page.relative_to(site)} fetches {address}"
+    for sheet in site.rglob("*.css"):
+        text = CSS_COMMENT.sub("", sheet.read_text("utf8"))
+        for address in IN_STYLES.findall(text):
+            yield f"{sheet.relative_to(site)} fetches {address}"
+
+
+def missing_targets(site):
+    found = {page: References(page.read_text("utf8")) for page in pages_of(site)}
+    for page, references in found.items():
+        for address in references.fetched + references.clicked:
+            parts = urlsplit(address)
+            if is_foreign(address) or parts.scheme:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve()
+            if not parts.path:
+                target = page
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file():
+                yield f"{page.relative_to(site)} points to {address}: no such file"
+            elif parts.fragment and target in found:
+                anchors = found[target].anchors
+                if unquote(parts.fragment) not in anchors:
+                    yield f"{page.relative_to(site)} points to {address}: no such place"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The book, built the way `make book` does it."""
+    folder = tmp_path_factory.mktemp("site").resolve()
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", ROOT]
+    options = ["--path-output", folder, "-W", "-n", "--keep-going", "-q"]
+    answer = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return folder / "_build" / "html"
+
+
+def test_no_page_fetches_from_another_host(site):
+    assert len(pages_of(site)) > 3
+    assert list(foreign_fetches(site)) == []
+
+
+def test_every_local_reference_leads_somewhere(site):
+    assert list(missing_targets(site)) == []
+
+
+def test_every_notebook_can_be_downloaded(site):
+    for notebook in (ROOT / "book").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in notebook.parts:
+            copy = site / "_sources" / notebook.relative_to(ROOT)
+            assert copy.read_bytes() == notebook.read_bytes()
+
+
+# --- in a browser ---------------------------------------------------------------------
+
+needs_chromium = pytest.mark.skipif(
+    find_chromium() is None, reason="Chromium is not installed"
+)
+
+
+@contextmanager
+def served(folder):
+    with make_server(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def reported_problems(page, host):
+    """What the browser had to say about the page that was just visited."""
+    for event in page.of("Network.requestWillBeSent"):
+        address = event["request"]["url"]
+        if is_foreign(address) and urlsplit(address).netloc != host:
+            yield f"asked another host: {address}"
+    for event in page.of("Network.responseReceived"):
+        if event["response"]["status"] >= 400:
+            yield f"{event['response']['status']}: {event['response']['url']}"
+    for event in page.of("Runtime.exceptionThrown"):
+        details = event["exceptionDetails"]
+        yield f"exception: {details.get('exception', details).get('description')}"
+    for event in page.of("Runtime.consoleAPICalled"):
+        if event["type"] in ("error", "assert"):
+            yield f"console: {[a.get('value') for a in event['args']]}"
+    for event in page.of("Log.entryAdded"):
+        if event["entry"]["level"] == "error":
+            yield f"log: {event['entry']['text']} {event['entry'].get('url', '')}"
+
+
+# Run in the page: a list of complaints.
+LOOK = """[
+  ...[...document.querySelectorAll(".mermaid")]
+    .filter(e => !e.querySelector("svg") || e.querySelector(".error-icon"))
+    .map(e => "chart not drawn: " + e.textContent.trim().slice(0, 60)),
+  ...[...document.querySelectorAll("div.math, span.math")]
+    .filter(e => !e.querySelector("mjx-container"))
+    .map(e => "formula not set: " + e.textContent.slice(0, 60)),
+  ...[...document.querySelectorAll("mjx-merror, [data-mjx-error]")]
+    .map(e => "formula in error: " + e.textContent.slice(0, 60)),
+  ...[...document.querySelectorAll("img")]
+    .filter(e => !e.complete || !e.naturalWidth)
+    .map(e => "picture not shown: " + e.src),
+]"""
+
+
+def looks(page, patience=15):
+    """What is to be seen amiss once the scripts had time to draw."""
+    deadline = time.monotonic() + patience
+    while (found := page.evaluate(LOOK)) and time.monotonic() < deadline:
+        page.listen(0.2)
+    return found
+
+
+TOO_WIDE = "Math.max(0, document.documentElement.scrollWidth - window.innerWidth)"
+CHART_LINKS = """[...document.querySelectorAll(".mermaid a")]
+  .map(a => new URL(a.getAttribute("href") || a.getAttribute("xlink:href"),
+                    location.href).href)"""
+
+
+@needs_chromium
+def test_every_page_in_a_browser(site):
+    problems = []
+    with served(site) as host, open_page() as page:
+        for file in pages_of(site):
+            name = file.relative_to(site).as_posix()
+            page.resize(1280, 900)
+            page.visit(f"http://{host}/{name}")
+            found = [*looks(page), *reported_problems(page, host)]
+            for link in page.evaluate(CHART_LINKS):
+                inside = urlsplit(link).netloc == host
+                if inside and not (site / urlsplit(link).path[1:]).is_file():
+                    found.append(f"a chart points to {link}: no such file")
+            for width in (1280, 390):
+                page.resize(width, 900)
+                if extra := page.evaluate(TOO_WIDE):
+                    found.append(f"{extra} px too wide for a screen of {width} px")
+            problems += [f"{name}: {problem}" for problem in found]
+    assert problems == []
+
+
+@needs_chromium
+def test_search_finds_a_page(site):
+    with served(site) as host, open_page() as page:
+        page.visit(f"http://{host}/search.html?q=token")
+        page.listen(1.0)
+        assert page.evaluate("document.querySelectorAll('ul.search li').length") > 0
+        assert list(reported_problems(page, host)) == []
+
+
+@needs_chromium
+def test_the_site_can_be_opened_from_the_disk(site):
+    with open_page() as page:
+        page.visit((site / "book" / "index.html").as_uri())
+        # The theme's preloaded icon fonts are refused there, and load all the same.
+        problems = [*looks(page), *reported_problems(page, "")]
+        assert [p for p in problems if not p.startswith("log: Access to font")] == []
+        assert page.evaluate("document.querySelectorAll('.mermaid svg').length") > 0
+
+
+# --- and each of these can fail -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<script src="//cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="https://fonts.example/css">',
+        '<link rel="preconnect" href="https://fonts.example">',
+        '<img src="x.png" srcset="https://img.example/2x.png 2x">',
+        '<iframe src="https://video.example/1"></iframe>',
+        '<style>@import "https://fonts.example/a.css";</style>',
+        '<p style="background: url(https://img.example/a.png)">',
+        '<script type="module">import m from "https://cdn.example/m.mjs";</script>',
+    ],
+)
+def test_planted_fetch(html, tmp_path):
+    (tmp_path / "index.html").write_text(html)
+    assert len(list(foreign_fetches(tmp_path))) == 1
+
+
+def test_planted_fetch_in_a_style_sheet(tmp_path):
+    (tmp_path / "a.css").write_text(
+        "@font-face {src: url('https://f.example/a.woff2')}"
+    )
+    assert len(list(foreign_fetches(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("html", "count"),
+    [
+        ('<a href="gone.html">x</a>', 1),
+        ('<img src="gone.png">', 1),
+        ('<a href="#gone">x</a>', 1),
+        ('<a href="index.html#gone">x</a>', 1),
+        ('<a id="here" href="index.html#here">x</a>', 0),
+        ('<a href="https://other.example/">for people</a>', 0),
+        ('<a href="mailto:a@b.example">for people</a>', 0),
+    ],
+)
+def test_planted_reference(html, count, tmp_path):
+    (tmp_path / "index.html").write_text(html)
+    assert len(list(missing_targets(tmp_path.resolve()))) == count
+    assert list(foreign_fetches(tmp_path)) == []
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        ('<img src="http://other.example/a.png">', "asked another host"),
+        ('<script>fetch("//other.example/a").catch(() => 0)</script>', "another host"),
+        ('<img src="gone.png">', "404"),
+        ('<script>console.error("no")</script>', "console"),
+        ("<script>nothing()</script>", "exception"),
+        ('<pre class="mermaid">graph TD</pre>', "chart not drawn"),
+        (r'<div class="math">\(x\)</div>', "formula not set"),
+        ('<img src="empty.png">', "picture not shown"),
+    ],
+)
+def test_planted_problem_in_a_browser(html, problem, tmp_path):
+    (tmp_path / "favicon.ico").touch()
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "index.html").write_text(html)
+    with served(tmp_path) as host, open_page() as page:
+        page.visit(f"http://{host}/index.html")
+        found = [*looks(page, patience=0), *reported_problems(page, host)]
+    assert problem in "\n".join(found)
