@@ -10,7 +10,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
 
 STYLE = {
-    "figure.figsize": (7.0, 3.6),
+    "figure.figsize": (6.0, 3.5),
     "figure.dpi": 110,
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -20,8 +20,8 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#e3e3e3",
     "axes.prop_cycle": plt.cycler(color=COLORS),
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "font.size": 12,
+    "axes.titlesize": 13,
     "axes.titlelocation": "left",
     "lines.linewidth": 2,
     "legend.frameon": False,
@@ -60,7 +60,7 @@ def curves(
         ax.annotate(
             label, (0.995, limit), xycoords=("axes fraction", "data"),
             xytext=(0, 4), textcoords="offset points",
-            ha="right", va="bottom", fontsize=10, color="#333333",
+            ha="right", va="bottom", fontsize=11, color="#333333",
         )  # fmt: skip
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if ylim is not None:
@@ -83,7 +83,7 @@ def bars(
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     height = 0.8 / len(series)
     if ax is None:
-        size = (7.0, 0.9 + 0.17 * len(names) * (len(series) + 0.6))
+        size = (6.0, 0.9 + 0.17 * len(names) * (len(series) + 0.6))
         _, ax = plt.subplots(figsize=size)
     for i, (label, values) in enumerate(series.items()):
         at = [row + (i - (len(series) - 1) / 2) * height for row in range(len(names))]

@@ -107,7 +107,7 @@ def fit(
     if held_out is not None:
         _check_texts(held_out, "held_out")
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95),
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
         weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
     history = History()
