@@ -35,7 +35,7 @@ test: setup ## package, layout and site tests, then every notebook against its s
 	@echo "==> Tests of the package, the layout and the site"
 	@$(PY) -m pytest tests -q -n 2 --dist loadfile
 	@echo "==> Notebooks: every cell runs again and must print what is stored"
-	@$(NBVAL) --nbval-cell-timeout 120
+	@$(NBVAL) --nbval-cell-timeout 300
 
 lab: setup ## open the chapters in JupyterLab
 	@# Unless trusted, JupyterLab shows the stored heat-maps without their colours.
