@@ -2,10 +2,16 @@
 
 import re
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers.decoders import Decoder
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 _PIECES = re.compile(rf"<\w+>|[{_HAN}]+|[^\W{_HAN}]+(?:['’][^\W{_HAN}]+)*|[^\w\s]")
-_TIGHT = re.compile(rf"[{_HAN}\u3000-\u303f\uff00-\uffef]")
+_TIGHT_SCRIPT = rf"{_HAN}\u3000-\u303f\uff00-\uffef"
+_TIGHT = re.compile(f"[{_TIGHT_SCRIPT}]")
 _CLOSING = frozenset(".,;:!?)]}'’”%")
 _OPENING = frozenset("([{‘“")
 
@@ -33,6 +39,19 @@ def split_text(text: str, vocabulary: Collection[str] = ()) -> list[str]:
     return words
 
 
+def hf_splitter(vocabulary: Collection[str]) -> "PreTokenizer":
+    """`split_text` with this vocabulary, for the `tokenizers` library."""
+    from tokenizers import Regex, pre_tokenizers
+
+    letter = r"[\p{L}\p{N}_]"  # what \w means in Python, said in full
+    word = rf"[{letter}&&[^{_HAN}]]"
+    known = [w for w in vocabulary if re.fullmatch(f"[{_HAN}]+", w)]
+    han = "|".join([*sorted(known, key=len, reverse=True), f"[{_HAN}]"])
+    mark = r"[^\p{L}\p{N}_\s\x1c-\x1f]"  # to Python, these four are spaces
+    pattern = rf"<{letter}+>|{han}|{word}+(?:['’]{word}+)*|{mark}"
+    return pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+
+
 def join_words(words: Sequence[str]) -> str:
     """The text of a list of words: spaces between them where the script has them."""
     text = ""
@@ -47,3 +66,22 @@ def join_words(words: Sequence[str]) -> str:
             text += " "
         text += word
     return text
+
+
+def hf_decoder(continuing: str = "\0") -> "Decoder":
+    """`join_words` for the `tokenizers` library.
+
+    continuing: what a token starts with that goes on with the word before it.
+    """
+    from tokenizers import Regex, decoders
+
+    closing = re.escape("".join(sorted(_CLOSING)))
+    opening = re.escape("".join(sorted(_OPENING)))
+    return decoders.Sequence(
+        [
+            decoders.WordPiece(prefix=continuing, cleanup=False),
+            decoders.Fuse(),
+            decoders.Replace(Regex(rf" (?=[{closing}{_TIGHT_SCRIPT}])"), ""),
+            decoders.Replace(Regex(rf"(?<=[{opening}{_TIGHT_SCRIPT}]) "), ""),
+        ]
+    )

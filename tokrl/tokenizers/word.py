@@ -3,8 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tokrl.tokenizers.base import SPECIAL_TOKENS, Tokenizer
-from tokrl.tokenizers.text import join_words, split_text
+from tokrl.tokenizers.base import (
+    SPECIAL_TOKENS,
+    UNK,
+    Tokenizer,
+    check_size,
+    check_text,
+)
+from tokrl.tokenizers.text import hf_decoder, hf_splitter, join_words, split_text
 
 
 class WordTokenizer(Tokenizer):
@@ -28,24 +34,37 @@ class WordTokenizer(Tokenizer):
         depend on the order of the texts. Raises ValueError for an empty corpus or
         a size that leaves no room for a word.
         """
+        if vocab_size is not None:
+            check_size(vocab_size, len(SPECIAL_TOKENS) + 1, "4 special tokens, a word")
+        if isinstance(texts, str):
+            raise TypeError("the corpus is a string: give a list of texts")
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(split_text(text) if isinstance(text, str) else text)
+            words = split_text(text) if isinstance(text, str) else text
+            counts.update(map(check_text, words))
         for token in SPECIAL_TOKENS:
             counts.pop(token, None)
         if not counts:
             raise ValueError("the corpus has no words: give at least one text")
-        if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
-            raise ValueError(
-                f"vocab_size={vocab_size}: give more than {len(SPECIAL_TOKENS)}, the "
-                "number of special tokens"
-            )
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        room = None if vocab_size is None else vocab_size - len(SPECIAL_TOKENS)
-        return cls([*SPECIAL_TOKENS, *ranked[:room]])
+        return cls([*SPECIAL_TOKENS, *ranked][:vocab_size])
 
-    def tokens(self, text: str) -> list[str]:
+    def _split(self, text: str) -> list[str]:
         return split_text(text, self.vocab)
+
+    def _pieces(self, word: str) -> list[str]:
+        return [word]
 
     def _join(self, tokens: list[str]) -> str:
         return join_words(tokens)
+
+    def _backend(self):
+        from tokenizers import Regex, Tokenizer, models, normalizers
+
+        backend = Tokenizer(models.WordLevel(self.vocab, unk_token=UNK))
+        # The model would find special tokens spelt in a text: none of them is meant.
+        special = Regex("|".join(SPECIAL_TOKENS))
+        backend.normalizer = normalizers.Replace(special, UNK)
+        backend.pre_tokenizer = hf_splitter(self.vocab)
+        backend.decoder = hf_decoder()
+        return backend
