@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -39,6 +40,13 @@ def assert_trained_alike(texts, vocab_size):
     assert ours.merges == merges
     assert ours.vocab == vocab
     return ours, theirs
+
+
+@cache
+def trained():
+    """Ours and the library's, of 500 tokens in two languages."""
+    texts = [*stories("en", 500)[:200], *stories("zh", 500)[:200]]
+    return assert_trained_alike(texts, 500)
 
 
 # --- against the library --------------------------------------------------------------
@@ -85,26 +93,21 @@ def test_any_corpus_gives_the_merges_of_the_library(texts, vocab_size):
 @settings(max_examples=1_000, deadline=None)
 @given(ANY | st.text("aehndotwlk .'s\n"))
 def test_any_text_gets_the_ids_of_the_library(text):
-    ours, theirs = TRAINED
+    ours, theirs = trained()
     assert ours.encode(text) == theirs.encode(text).ids
 
 
 @settings(max_examples=1_000, deadline=None)
 @given(st.lists(st.integers(0, 499), max_size=12))
 def test_any_ids_decode_to_the_text_of_the_library(ids):
-    ours, theirs = TRAINED
+    ours, theirs = trained()
     # `<unk>`, which no encoding makes, is left out: the library drops it.
     ids = [i for i in ids if i != ours.unk_id]
     assert ours.decode(ids) == theirs.decode(ids)
 
 
-TRAINED = assert_trained_alike(
-    [*stories("en", 500)[:200], *stories("zh", 500)[:200]], 500
-)
-
-
 def test_the_comparison_notices_one_merge_out_of_order():
-    ours, theirs = TRAINED
+    ours, theirs = trained()
     texts = stories("en", 500)
     right = [found.ids for found in theirs.encode_batch(texts)]
     assert [ours.encode(text) for text in texts] == right
@@ -144,7 +147,7 @@ def test_runs_are_merged_from_the_left():
 
 
 def test_a_token_is_shown_as_bytes_and_can_be_read():
-    tokenizer, _ = TRAINED
+    tokenizer, _ = trained()
     assert BYTE_LETTERS[ord(" ")] == "Ġ"
     assert sorted(BYTE_LETTERS) == ALPHABET == sorted(set(ALPHABET))
     assert not any(letter.isspace() for letter in ALPHABET)
@@ -216,7 +219,7 @@ def test_the_pair_index_gives_the_steps_of_plain_training_on_any_text(texts, siz
 @settings(max_examples=500, deadline=None)
 @given(st.text("Anakitchegrdw", max_size=30))
 def test_the_heap_merges_as_plain_merging_does(word):
-    tokenizer, _ = TRAINED
+    tokenizer, _ = trained()
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
     tokens = tuple(word)
     while True:
@@ -233,14 +236,14 @@ def test_the_heap_merges_as_plain_merging_does(word):
 @settings(max_examples=10_000, deadline=None)
 @given(st.text())
 def test_any_text_comes_back(text):
-    tokenizer, _ = TRAINED
+    tokenizer, _ = trained()
     ids = tokenizer.encode(text)
     assert tokenizer.unk_id not in ids
     assert tokenizer.decode(ids) == text
 
 
 def test_a_long_word_takes_no_longer_than_its_length_asks(monkeypatch):
-    tokenizer, theirs = TRAINED
+    tokenizer, theirs = trained()
     word = "kitchengarden" * 2_000
     asked = []
     ranks = tokenizer._ranks

@@ -120,8 +120,11 @@ def test_the_twin_for_transformers_reads_any_text_alike(kind, lang):
     @settings(max_examples=500, deadline=None)
     @given(assigned(exclude_characters=younger_than_the_library(kind)))
     @example("Anna's don't we’ve 图书馆 <eos> <a<eos>>")
+    @example("(Anna) “安娜 Anna” 图书馆 (Tom 。")
     def read(text):
-        assert theirs.encode(text) == ours.encode(text)
+        ids = ours.encode(text)
+        assert theirs.encode(text) == ids
+        assert theirs.decode(ids) == ours.decode(ids)
 
     read()
 
