@@ -13,7 +13,7 @@ OTHER_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
              ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab serve run stability lint clean distclean
+.PHONY: help setup book test lab serve run stability bench lint clean distclean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1|/' \
@@ -51,6 +51,9 @@ run: setup ## run notebooks and store their outputs; CHAPTER=book/01-background 
 stability: setup ## the notebooks again, as on a much older processor
 	@echo "==> Notebooks under another CPU setting (some minutes)"
 	@$(OTHER_CPU) $(NBVAL) --nbval-cell-timeout 600
+
+bench: setup ## ours beside the libraries, CPU seconds on one thread, into _build/bench.json
+	@$(PY) tests/bench.py --out _build/bench.json
 
 lint: setup ## ruff: rules and formatting
 	@$(PY) -m ruff check .
