@@ -52,12 +52,14 @@ class PairIndex:
             if len(parts) == 2:  # much the most frequent case, worth its lines
                 head, tail = parts
                 words[i] = head + new + tail
-                left[head[-1:]].append(i)
+                if head:
+                    left[head[-1]].append(i)
                 if tail:
                     right[tail[0]].append(i)
             elif len(parts) > 2:
                 words[i] = new.join(parts)
-                left[parts[0][-1:]].append(i)
+                if parts[0]:
+                    left[parts[0][-1]].append(i)
                 for between in parts[1:-1]:
                     if between:
                         right[between[0]].append(i)
@@ -66,8 +68,6 @@ class PairIndex:
                         touching.append(i)
                 if parts[-1]:
                     right[parts[-1][0]].append(i)
-        merged = sum(map(self._count, left.values())) + self._count(touching)
-        left.pop("", None)  # the start of a word is no neighbour
         changes = [(token + first, token + new, at) for token, at in left.items()]
         changes += [(second + token, new + token, at) for token, at in right.items()]
         if touching:
@@ -77,7 +77,8 @@ class PairIndex:
             self.counts[before] -= count
             self.counts[after] = count
             self.places[after] = at
-        self.counts[pair] = 0
+        # What the neighbours have not taken from the pair's own count was merged.
+        merged, self.counts[pair] = self.counts[pair], 0
         return merged, [change[0] for change in changes], [c[1] for c in changes]
 
 

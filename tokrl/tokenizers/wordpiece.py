@@ -6,7 +6,6 @@ for the training; Devlin et al. 2019, "BERT", for what a word is and for `##`.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 
 import numpy as np
 import regex
@@ -151,8 +150,8 @@ def _merge_steps(words: Counter[str], letters: list[str], vocab_size: int):
     pieces = list(letters)
     numbers = {piece: n for n, piece in enumerate(pieces)}
     spelt = {
-        "".join(chr(numbers["##" * (i > 0) + c]) for i, c in enumerate(word)): times
-        for word, times in words.items()
+        "".join(chr(numbers["##" * (i > 0) + c]) for i, c in enumerate(word)): count
+        for word, count in words.items()
     }
     scores = _Scores(spelt, len(pieces))
     while len(pieces) < vocab_size - len(SPECIAL_TOKENS):
@@ -176,9 +175,9 @@ class _Scores:
     def __init__(self, words: dict[str, int], tokens: int):
         self._index = PairIndex(words)
         self._uses = np.zeros(tokens, dtype=np.int64)  # count(a) by number of a
-        for word, times in words.items():
+        for word, count in words.items():
             for token in word:
-                self._uses[ord(token)] += times
+                self._uses[ord(token)] += count
         self._rows: dict[str, int] = {}
         self._pairs: list[str] = []
         self._counts = self._left = self._right = np.zeros(0, dtype=np.int64)
@@ -206,8 +205,9 @@ class _Scores:
         """Bring the rows of these pairs up to date, after new rows for new pairs."""
         pairs = list(pairs)
         if fresh := sorted(pair for pair in pairs if pair not in self._rows):
-            self._rows.update(zip(fresh, count(len(self._pairs))))
-            self._pairs += fresh
+            for pair in fresh:
+                self._rows[pair] = len(self._pairs)
+                self._pairs.append(pair)
             left, right = zip(*(map(ord, pair) for pair in fresh), strict=True)
             self._left = np.append(self._left, left)
             self._right = np.append(self._right, right)
