@@ -88,6 +88,14 @@ class Tokenizer:
         words = self._split(check_text(text))
         return list(chain.from_iterable(map(self._cache.__getitem__, words)))
 
+    def separates(self, left: str, right: str) -> bool:
+        """Whether `left + right` has the tokens of `left`, then those of `right`.
+
+        Byte-pair encoding merges across the words of a Chinese sentence, which
+        nothing separates: there the answer is no.
+        """
+        return [*self._split(left + right)] == [*self._split(left), *self._split(right)]
+
     def _word_ids(self, word: str) -> tuple[int, ...]:
         return tuple([self._plain.get(t, self.unk_id) for t in self._pieces(word)])
 

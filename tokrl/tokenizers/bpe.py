@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import regex
 
+from tokrl.runs import collector_paused
 from tokrl.tokenizers.base import SPECIAL_TOKENS, Tokenizer, check_size
-from tokrl.tokenizers.pairs import PairIndex, collector_paused, count_words
+from tokrl.tokenizers.pairs import PairIndex, count_words
 
 # GPT-2's words: an English clitic, or letters, or digits, or other marks, each with
 # the space before it; of several spaces the last one goes with the next word.

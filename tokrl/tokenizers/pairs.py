@@ -1,9 +1,7 @@
 """Where pairs of neighbouring tokens occur: what BPE and WordPiece learn from."""
 
-import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from operator import add
 
 from tokrl.tokenizers.base import check_texts
@@ -95,20 +93,3 @@ def count_words(
     if not words:
         raise ValueError("the corpus has no words: give at least one text")
     return words
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Stop Python's search for cyclic garbage inside the block.
-
-    Training makes some ten thousand lists that are all still in use. The search
-    would walk them, and all that is loaded, again and again, and find nothing: up
-    to half of the time.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

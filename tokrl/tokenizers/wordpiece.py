@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import regex
 
+from tokrl.runs import collector_paused
 from tokrl.tokenizers.base import SPECIAL_TOKENS, UNK, Tokenizer, check_size
-from tokrl.tokenizers.pairs import PairIndex, collector_paused, count_words
+from tokrl.tokenizers.pairs import PairIndex, count_words
 from tokrl.tokenizers.text import hf_decoder, join_words
 
 # The Chinese characters of BERT, with the gap at U+2B820 that the library has.

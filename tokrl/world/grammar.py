@@ -175,7 +175,7 @@ def place_phrase(name: str, prob: float = 1.0) -> Slot:
     return _optional(prob, [((place.preposition, "the", name), ("在", place.zh))])
 
 
-def _form(verb: Verb, tense: str, plural: bool) -> str:
+def verb_form(verb: Verb, tense: str, plural: bool) -> str:
     if verb.base == "are" and tense == "past":
         return "were" if plural else "was"
     if tense == "past":
@@ -189,7 +189,7 @@ def verb_phrase(kind: str, tense: str, plural: bool, style: Style) -> Slot:
     verbs = VERBS[kind][: style.verbs]
     done = ("了",) if tense == "past" and kind not in ("be", "have") else ()
     return tuple(
-        Option(1 / len(verbs), (_form(verb, tense, plural),), (verb.zh, *done))
+        Option(1 / len(verbs), (verb_form(verb, tense, plural),), (verb.zh, *done))
         for verb in verbs
     )
 
@@ -233,7 +233,7 @@ def clause(
         verb = verb_phrase("have", tense, False, style)
         return Clause((begin, verb, new_thing(thing), stop), (0, 1, 2, 3))
     if kind == "there":
-        verb = _form(VERBS["be"][0], tense, THING[thing].plural)
+        verb = verb_form(VERBS["be"][0], tense, THING[thing].plural)
         where = PLACE[target]
         at = fixed(f"{where.preposition} the {target}")
         return Clause((begin, fixed(verb), new_thing(thing), at, stop), (0, 1, 2, 3, 4))

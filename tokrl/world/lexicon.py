@@ -129,3 +129,6 @@ TIMES = (
 )
 
 MANNERS = (("quietly", "悄悄地"), ("slowly", "慢慢地"), ("happily", "高兴地"))
+
+NO_NAMES = {"nobody": "没有人", "unknown": "不知道"}
+"""Answers that are not the name of a person or a place."""

@@ -118,6 +118,9 @@ class Process:
         )  # fmt: skip
         # The same situations and the same clauses come back in story after story.
         self._introductions = lru_cache(1 << 8)(self._introductions)
+        self._acting = lru_cache(1 << 12)(self._acting)
+        self._additions = lru_cache(1 << 12)(self._additions)
+        self._going = lru_cache(1 << 14)(self._going)
         self._actions = lru_cache(1 << 12)(self._actions)
         self._worded = lru_cache(1 << 14)(self._worded)
 
@@ -133,7 +136,7 @@ class Process:
         if len(state.people) < config.cast_people:
             return self._introductions(state.people)
         if len(state.things) < config.cast_things:
-            spots = self._weights_of_places(state)
+            spots = self._weights_of_places(self._busy(state))
             half = 0.5 / sum(weight for weight, _ in spots)
             holders = [(0.5 / len(state.people), ("have", (p,))) for p in state.people]
             return [(w * half, ("there", p)) for w, p in spots] + holders
@@ -145,21 +148,28 @@ class Process:
             end = 1 / (config.max_sentences - done + 1)
         if end == 1.0:
             return [(1.0, (END,))]
-        weighted = [
-            (config.stay if d.subject == (p,) else 1.0, (p,)) for p in state.people
-        ]
+        pairs = ()
         if config.together:
-            for i, first in enumerate(state.people):
-                for j in range(i):
-                    if state.person_at[i] == state.person_at[j]:
-                        pair = (state.people[j], first)
-                        weight = config.together
-                        if d.subject == pair:
-                            weight *= config.stay
-                        weighted.append((weight, pair))
-        scale = (1 - end) / sum(weight for weight, _ in weighted)
-        acting = [(weight * scale, ("act", people)) for weight, people in weighted]
+            at = state.person_at
+            pairs = tuple(
+                [(j, i) for i in range(len(at)) for j in range(i) if at[i] == at[j]]
+            )
+        acting = self._acting(state.people, pairs, d.subject, 1 - end)
         return [(end, (END,)), *acting] if end else acting
+
+    def _acting(
+        self, people: tuple, pairs: tuple, last: tuple, share: float
+    ) -> list[tuple[float, tuple]]:
+        """Who acts: one person, or one of the `pairs` (by number) in one place."""
+        config = self.config
+        acting = [((person,), 1.0) for person in people]
+        acting += [((people[j], people[i]), config.together) for j, i in pairs]
+        weighted = [
+            (weight * config.stay if who == last else weight, who)
+            for who, weight in acting
+        ]
+        scale = share / sum(weight for weight, _ in weighted)
+        return [(weight * scale, ("act", who)) for weight, who in weighted]
 
     def _introductions(self, known: tuple[str, ...]) -> list[tuple[float, tuple]]:
         """Who is introduced next: one person, or two at once."""
@@ -173,8 +183,11 @@ class Process:
         both = [(share, ("be", (a, b))) for a in rest for b in rest if a != b]
         return (alone if pair < 1 else []) + both
 
-    def _weights_of_places(self, state: State) -> list[tuple[float, str]]:
-        busy = {*state.person_at, *state.thing_at}
+    def _busy(self, state: State) -> frozenset[str]:
+        """The places where somebody or something is."""
+        return frozenset(p for p in state.person_at + state.thing_at if p in PLACE)
+
+    def _weights_of_places(self, busy: frozenset[str]) -> list[tuple[float, str]]:
         return [(self.config.lure if p in busy else 1.0, p) for p in self.places]
 
     def what(self, d: Discourse, who: tuple) -> list[tuple[float, Event]]:
@@ -187,54 +200,65 @@ class Process:
         if kind == END:
             return [(1.0, Event("end"))]
         if kind == "be":
-            spots = self._weights_of_places(state)
+            spots = self._weights_of_places(self._busy(state))
             total = sum(weight for weight, _ in spots)
             return [(w / total, Event("be", who[1], None, p)) for w, p in spots]
         if kind in ("there", "have"):
-            rest = [name for name in self.things if name not in state.things]
-            subject, target = (NO_ONE, who[1]) if kind == "there" else (who[1], None)
-            return [(1 / len(rest), Event(kind, subject, t, target)) for t in rest]
+            return self._additions(kind, who[1], state.things)
         return self._actions(state, who[1])
+
+    def _additions(
+        self, kind: str, about, known: tuple[str, ...]
+    ) -> list[tuple[float, Event]]:
+        """A thing that the story has not had: in a person's hands or in a place."""
+        rest = [name for name in self.things if name not in known]
+        subject, target = (NO_ONE, about) if kind == "there" else (about, None)
+        return [(1 / len(rest), Event(kind, subject, t, target)) for t in rest]
+
+    def _going(
+        self, subject: tuple, here: str, busy: frozenset[str]
+    ) -> list[tuple[float, Event]]:
+        spots = [spot for spot in self._weights_of_places(busy) if spot[1] != here]
+        total = sum(weight for weight, _ in spots)
+        return [(w / total, Event("go", subject, None, p)) for w, p in spots]
 
     def _actions(self, state: State, subject: tuple) -> list[tuple[float, Event]]:
         """The actions open to people standing in one place."""
         here = state.place(subject[0])
-        spots = [spot for spot in self._weights_of_places(state) if spot[1] != here]
-        total = sum(weight for weight, _ in spots)
-        going = [(w / total, Event("go", subject, None, p)) for w, p in spots]
+        going = self._going(subject, here, self._busy(state))
         if len(subject) > 1:
             return going
         (who,) = subject
-        held = [t for t, at in zip(state.things, state.thing_at, strict=True)
-                if at == who]  # fmt: skip
-        lying = [t for t, at in zip(state.things, state.thing_at, strict=True)
-                 if at == here]  # fmt: skip
+        held, lying = [], []
+        for thing, at in zip(state.things, state.thing_at, strict=True):
+            if at == who:
+                held.append(thing)
+            elif at == here:
+                lying.append(thing)
         boxes = [t for t in held + lying if THING[t].container]
         others = [p for p, at in zip(state.people, state.person_at, strict=True)
                   if at == here and p != who]  # fmt: skip
         chances = {
-            "go": going,
             "take": [Event("take", subject, t) for t in lying],
             "drop": [Event("drop", subject, t) for t in held],
             "give": [Event("give", subject, t, p) for t in held for p in others],
-            "put": [
-                Event("put", subject, t, box)
-                for t in held
-                if not THING[t].container
-                for box in boxes
-            ],
-            "out": [
+        }
+        if boxes:
+            loose = [t for t in held if not THING[t].container]
+            chances["put"] = [
+                Event("put", subject, t, box) for t in loose for box in boxes
+            ]
+            chances["out"] = [
                 Event("out", subject, t, box)
                 for t, box in zip(state.things, state.thing_at, strict=True)
                 if box in boxes
-            ],
-        }
-        scale = 1 / sum(_WEIGHTS[kind] for kind, events in chances.items() if events)
+            ]
+        chances = {kind: events for kind, events in chances.items() if events}
+        scale = 1 / sum(map(_WEIGHTS.__getitem__, ("go", *chances)))
         events = [(p * scale * _WEIGHTS["go"], event) for p, event in going]
         for kind, choices in chances.items():
-            if kind != "go" and choices:
-                prob = scale * _WEIGHTS[kind] / len(choices)
-                events.extend((prob, event) for event in choices)
+            prob = scale * _WEIGHTS[kind] / len(choices)
+            events.extend([(prob, event) for event in choices])
         return events
 
     def begin(self, d: Discourse, who: tuple) -> Slot:

@@ -3,17 +3,23 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
+from hashlib import sha256
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 
+from tokrl.runs import collector_paused
+from tokrl.tokenizers import Tokenizer
 from tokrl.tokenizers.text import join_words, split_text
 from tokrl.world.config import WorldConfig
-from tokrl.world.grammar import Clause, Event, Slot, read
-from tokrl.world.lexicon import END, LANGUAGES
+from tokrl.world.grammar import PERSON, Clause, Event, Slot
+from tokrl.world.lexicon import END, LANGUAGES, NO_NAMES
 from tokrl.world.process import Discourse, Process, State, Step
+from tokrl.world.questions import Answer, Question, answer
+from tokrl.world.reading import Position, normalised, read_story
+from tokrl.world.tokens import TokenOracle
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,22 @@ class Story:
 
     steps: tuple[Step, ...] = field(repr=False)
     log_prob: float
+
+    @property
+    def tense(self) -> str:
+        """The tense that the story is told in."""
+        return self.steps[-1].after.tense
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """The people and things that have to do with each other: (person, thing)."""
+        return frozenset(
+            (person, event.thing)
+            for event in self.events
+            if event.thing
+            for person in (*event.subject, event.target)
+            if person in PERSON
+        )
 
     @property
     def events(self) -> list[Event]:
@@ -82,6 +104,7 @@ class World:
         self.people = self._process.people
         self.places = self._process.places
         self.things = self._process.things
+        self._oracles: dict[tuple[Tokenizer, str], TokenOracle] = {}
 
     @classmethod
     def default(cls) -> "World":
@@ -124,44 +147,113 @@ class World:
             d = steps[-1].after
         return Story(tuple(steps), log_prob)
 
-    def sample_stories(self, count: int, generator: torch.Generator) -> list[Story]:
-        """Draw `count` independent stories."""
-        return [self.sample_story(generator) for _ in range(count)]
+    def sample_stories(
+        self, count: int, generator: torch.Generator, part: str | None = None
+    ) -> list[Story]:
+        """Draw `count` independent stories.
 
-    # The oracle: reading words back into clauses.
+        part  "train" or "test": of that part of the split only; None: of both
+        """
+        if part not in (None, "train", "test"):
+            raise ValueError(f"part={part!r}: give 'train', 'test' or None")
+        if part == "test" and not self.held_out:
+            raise ValueError("this world is too small to hold a combination out")
+        stories: list[Story] = []
+        with collector_paused():
+            while len(stories) < count:
+                story = self.sample_story(generator)
+                if part is None or self.part(story) == part:
+                    stories.append(story)
+        return stories
 
-    def _read(self, words: Sequence[str], lang: str) -> "_Position":
-        """Read clause by clause until the words run out or become impossible."""
+    # The split: some people and things meet in the test part only.
+
+    @cached_property
+    def held_out(self) -> frozenset[tuple[str, str]]:
+        """The combinations (person, thing) that occur in the test part only.
+
+        About one in eight, chosen by a hash of their names, so that the choice is
+        the same everywhere and for ever. Each person and each thing also occurs in
+        other combinations.
+        """
+        return frozenset(
+            (person, thing)
+            for person, thing in product(self.people, self.things)
+            if sha256(f"{person} and the {thing}".encode()).digest()[0] < 32
+        )
+
+    def part(self, story: Story) -> str:
+        """The part of the split that a story is in: "train" or "test".
+
+        A story is in the test part if a held-out combination occurs in it: the
+        person has, takes, gets, gives or moves the thing. So no test story occurs
+        in training, nor does what it says of that pair.
+        """
+        return "train" if self.held_out.isdisjoint(story.pairs) else "test"
+
+    # Questions.
+
+    def questions(self, story: Story) -> list[tuple[Question, Answer]]:
+        """Every question about what a story mentions, with its answer."""
+        state = story.states[-1]
+        asked = [Question("where", x, story.tense) for x in state.people + state.things]
+        asked += [Question("who", thing, story.tense) for thing in state.things]
+        return [(question, answer(state, question)) for question in asked]
+
+    def sample_question(
+        self,
+        story: Story,
+        generator: torch.Generator,
+        hops: int | None = None,
+        unknown: float = 0.0,
+    ) -> tuple[Question, Answer]:
+        """Draw a question about the end of a story, with its answer.
+
+        hops     facts that lead to the answer: 1, 2 or 3; None: all numbers that
+                 this story has questions for, equally likely
+        unknown  probability of asking about what the story never mentions
+        Raises ValueError if the story has no question with so many hops, or nothing
+        of the world is left out of it.
+        """
+        draw = _uniforms(generator)
+        state = story.states[-1]
+        if unknown and draw() < unknown:
+            asked = [
+                Question(kind, name, story.tense)
+                for name in self.people + self.things
+                if name not in state.people + state.things
+                for kind in ("where", "who")
+                if kind == "where" or name in self.things
+            ]
+            if not asked:
+                raise ValueError("this story mentions all that its world knows")
+            question = asked[int(draw() * len(asked))]
+            return question, answer(state, question)
+        found = self.questions(story)
+        numbers = sorted({reply.hops for _, reply in found})
+        if hops is None:
+            hops = numbers[int(draw() * len(numbers))]
+        if hops not in numbers:
+            raise ValueError(
+                f"hops={hops!r}: this story has questions of "
+                f"{', '.join(map(str, numbers))}"
+            )
+        found = [pair for pair in found if pair[1].hops == hops]
+        return found[int(draw() * len(found))]
+
+    def answer(self, story: Story, question: Question) -> Answer:
+        """The answer to a question about the end of a story.
+
+        Its name is "unknown" if the story does not mention what is asked about.
+        Raises ValueError for a question that cannot be asked.
+        """
+        return answer(story.states[-1], question)
+
+    # The oracle: what the words so far allow.
+
+    def _read(self, words: Sequence[str], lang: str) -> Position:
         _check_language(lang)
-        if isinstance(words, str):
-            raise TypeError("words is a string: give a list, as `split` returns it")
-        words = tuple(words)
-        at, d, steps = 0, Discourse(), []
-        while True:
-            found, upcoming, furthest = None, {}, at
-            for p, who in self._process.who(d):
-                begin = self._process.begin(d, who)
-                opened = read(Clause((begin,), (0,)), words, at, lang)
-                if opened.done is None:
-                    furthest = max(furthest, opened.furthest)
-                    for word, prob in opened.next.items():
-                        upcoming[word] = upcoming.get(word, 0.0) + p * prob
-                    continue
-                for q, event in self._process.what(d, who):
-                    said = self._process.clause(d, who, event)
-                    done, following, reach = read(said, words, at, lang)
-                    furthest = max(furthest, reach)
-                    for word, prob in following.items():
-                        upcoming[word] = upcoming.get(word, 0.0) + p * q * prob
-                    if done:
-                        found = (done, event, said)
-            if found is None:
-                return _Position(steps, upcoming, furthest)
-            (at, choice), event, said = found
-            steps.append(self._process.step(d, event, said, choice))
-            d = steps[-1].after
-            if event.kind == "end":
-                return _Position(steps, {}, at)
+        return read_story(self._process, words, lang)
 
     def next_word_probs(self, words: Sequence[str], lang: str = "en") -> dict:
         """The exact distribution of the next word after `words`.
@@ -171,10 +263,30 @@ class World:
         prefix is impossible or already ended. Along a story the product is
         `exp(story.log_prob)`.
         """
-        upcoming = self._read(words, lang).upcoming
-        total = sum(upcoming.values())
-        ranked = sorted(upcoming.items(), key=lambda item: (-item[1], item[0]))
-        return {word: prob / total for word, prob in ranked}
+        return normalised(self._read(words, lang).upcoming)
+
+    def token_probs(
+        self, prefix_ids: Sequence[int], tokenizer: Tokenizer, lang: str = "en"
+    ) -> dict[int, float]:
+        """The exact distribution of the next token, for any tokenizer.
+
+        prefix_ids  the beginning of `tokenizer.encode(story.text(lang))`; a leading
+                    `<bos>` may be there
+        Returns {id: probability}, likeliest first, summing to 1; `eos_id` is what
+        follows a whole story; empty if no story begins with these ids. Along the
+        ids of a story the product is `exp(story.log_prob)`, provided that the
+        tokenizer knows all words: texts that share their ids share a probability.
+
+        Takes about a millisecond; up to a second, once for each new situation, in
+        byte-pair encoding of Chinese, whose tokens cross the borders of words.
+        """
+        _check_language(lang)
+        oracle = self._oracles.get((tokenizer, lang))
+        if oracle is None:
+            oracle = TokenOracle(self._process, self.vocabulary(lang), tokenizer, lang)
+            self._oracles[tokenizer, lang] = oracle
+        ids = [int(i) for i in prefix_ids]
+        return oracle.probs(ids[1:] if ids[:1] == [tokenizer.bos_id] else ids)
 
     def first_error(self, words: Sequence[str], lang: str = "en") -> int | None:
         """Index of the first word that is impossible after the words before it.
@@ -230,15 +342,29 @@ class World:
         return split_text(text, self.vocabulary(lang))
 
     @cache  # noqa: B019
-    def vocabulary(self, lang: str = "en") -> tuple[str, ...]:
-        """Every word that can occur, sorted, the end word included."""
+    def vocabulary(self, lang: str = "en", questions: bool = False) -> tuple[str, ...]:
+        """Every word that can occur, sorted, the end word included.
+
+        questions: also those of questions and answers.
+        """
         _check_language(lang)
         words = {END}
         for said in self._process.every_kind_of_clause():
             for slot in said.slots:
                 for option in slot:
                     words.update(option.en if lang == "en" else option.zh)
+        if questions:
+            words.update(self._words_of_questions(lang))
         return tuple(sorted(words))
+
+    def _words_of_questions(self, lang: str) -> Iterator[str]:
+        for tense in self.config.tenses:
+            for name in self.people + self.things:
+                yield from Question("where", name, tense).words(lang)
+            for name in self.things:
+                yield from Question("who", name, tense).words(lang)
+        for name in (*self.places, *self.people, *NO_NAMES):
+            yield from Answer(name, ()).words(lang)
 
     @cache  # noqa: B019
     def max_words(self, lang: str = "en") -> int:
@@ -379,11 +505,3 @@ def _pick_option(slot: Slot, draw: Callable[[], float]) -> int:
         if left < 0:
             return k
     return len(slot) - 1
-
-
-class _Position(NamedTuple):
-    """Where reading stopped: clauses read, next words, index reached."""
-
-    steps: list[Step]
-    upcoming: dict[str, float]
-    furthest: int
