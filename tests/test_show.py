@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
 
-from tokrl.show import TokenHeat, bars, curves
+from tokrl.show import TokenHeat, Tokens, bars, curves
 
 
 def test_tokens_are_escaped_and_scaled():
@@ -29,6 +29,19 @@ def test_all_zero_is_no_division_by_zero():
 def test_a_value_for_each_token():
     with pytest.raises(ValueError, match="2 tokens but 1 values"):
         TokenHeat(["a", "b"], [0.0])
+
+
+def test_chips_are_escaped_counted_and_show_their_spaces():
+    chips = Tokens({"a < b": ["<b>", " x"], "special": ["<eos>"]}, lang='z"h')
+    page = chips._repr_html_().split("</style>")[1]
+    assert "a &lt; b: 2" in page
+    assert "special: 1" in page
+    assert '<span class="tok">&lt;b&gt;</span>' in page
+    assert '<span class="tok"><span class="gap">\u2423</span>x</span>' in page
+    assert '<span class="tok special">&lt;eos&gt;</span>' in page
+    assert page.count("z&quot;h") == 2
+    assert "<b>" not in page
+    assert repr(chips) == "a < b: 2: <b>|\u2423x\nspecial: 1: <eos>"
 
 
 def test_curves_name_their_limits():

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ def reproducible(seed: int = 0, threads: int = 1) -> torch.Generator:
     Returns a `torch.Generator` with the given seed; every draw of the book comes
     from such a generator, never from hidden global state.
     """
+    # Libraries that are imported later draw progress bars; what tqdm says in Jupyter
+    # without widgets is no part of a chapter.
+    warnings.filterwarnings("ignore", "IProgress not found")
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)

@@ -1,10 +1,13 @@
-"""Pictures for the chapters: curves against their limits, bars, coloured tokens."""
+"""Pictures for the chapters: curves against their limits, bars, tokens."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+
+from tokrl.tokenizers import SPECIAL_TOKENS
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
@@ -186,3 +189,89 @@ class TokenHeat:
             for token, value in zip(self.tokens, self.values, strict=True)
         ]
         return " ".join(marked)
+
+
+_TOKENS_STYLE = """
+.tokrl-tokens {
+  --tokrl-first: 0 92 175;
+  --tokrl-second: 176 88 0;
+  --tokrl-fill: 0.1;
+  line-height: 1.9;
+}
+html[data-theme="dark"] .tokrl-tokens,
+[data-jp-theme-light="false"] .tokrl-tokens {
+  --tokrl-first: 120 185 255;
+  --tokrl-second: 245 165 85;
+  --tokrl-fill: 0.16;
+}
+.tokrl-tokens p {
+  margin: 0.5em 0 0.1em;
+  font-size: 0.9em;
+  font-weight: 600;
+  line-height: 1.4;
+}
+.tokrl-tokens .tok {
+  --hue: var(--tokrl-first);
+  display: inline-block;
+  max-width: 100%;
+  margin: 0 0.08em;
+  padding: 0 0.2em;
+  min-width: 0.9em;
+  text-align: center;
+  overflow-wrap: anywhere;
+  line-height: 1.5;
+  color: inherit;
+  background: rgb(var(--hue) / var(--tokrl-fill));
+  border: 1px solid rgb(var(--hue) / 0.75);
+  border-radius: 0.25em;
+}
+.tokrl-tokens .tok:nth-child(even) {
+  --hue: var(--tokrl-second);
+}
+.tokrl-tokens .special {
+  border-style: dashed;
+  border-width: 2px;
+  font-size: 0.85em;
+}
+.tokrl-tokens .gap {
+  opacity: 0.6;
+}
+"""
+_VISIBLE = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
+_GAP = re.compile("[\u2423\u21b5\u21e5]+")
+
+
+class Tokens:
+    """Texts cut into tokens, a chip with a border for each, for Jupyter and the site.
+
+    rows  {label: tokens}; the label is shown with the number of tokens. A space is
+          shown as an open box, a special token with a dashed border; tints alternate.
+    """
+
+    def __init__(self, rows: Mapping[str, Sequence[str]], lang: str = "en"):
+        self.rows = {label: list(tokens) for label, tokens in rows.items()}
+        self.lang = lang
+
+    def _repr_html_(self) -> str:
+        lang, rows = html.escape(self.lang, quote=True), []
+        for label, tokens in self.rows.items():
+            chips = []
+            for token in tokens:
+                kind = "tok special" if token in SPECIAL_TOKENS else "tok"
+                text = html.escape(token.translate(_VISIBLE))
+                text = _GAP.sub(r'<span class="gap">\g<0></span>', text)
+                chips.append(f'<span class="{kind}">{text}</span>')
+            rows.append(
+                f"<p>{html.escape(label)}: {len(tokens)}</p>\n"
+                f'<div lang="{lang}">{" ".join(chips)}</div>'
+            )
+        return (
+            f"<style>{_TOKENS_STYLE}</style>\n"
+            f'<div class="tokrl-tokens">{"".join(rows)}</div>'
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{label}: {len(tokens)}: " + "|".join(tokens).translate(_VISIBLE)
+            for label, tokens in self.rows.items()
+        )

@@ -1,7 +1,9 @@
 """WordPiece: pieces of words by likelihood, found by greedy longest match.
 
 Sources: Schuster and Nakajima 2012, "Japanese and Korean voice search", section 3,
-for the training; Devlin et al. 2019, "BERT", for what a word is and for `##`.
+for merging by likelihood, of which the score below is the form usually taught (the
+gain of one replacement, not of all); Devlin et al. 2019, "BERT", for what a word is
+and for `##`.
 """
 
 from collections import Counter
