@@ -13,6 +13,7 @@ from tokrl.rollout import collect
 from tokrl.sampling import generate
 from tokrl.scoring import token_logprobs
 from tokrl.tokenizers import WordTokenizer
+from tokrl.training import FitConfig, PolicyConfig, fit, train_policy
 
 VOCAB, LONGEST = 11, 32
 
@@ -291,6 +292,31 @@ def test_collect_runs_on_every_model(model, float64):
             rollout.completion_ids, rollout.completion_mask,
         )  # fmt: skip
     close(rollout.old_logprobs, scored)
+
+
+def test_imitation_and_reinforcement_run_on_every_model(model, float64):
+    """One token's share rises from chance where texts, then rewards, ask for it."""
+    tokenizer = WordTokenizer.train(["a b c d e f g"], vocab_size=VOCAB)
+    a, generator = tokenizer.encode("a")[0], torch.Generator().manual_seed(0)
+
+    def share():
+        with torch.no_grad():
+            return float(model(torch.tensor([[1]]))[0][0, -1].softmax(-1)[a])
+
+    before, learner = share(), copy.deepcopy(model)
+    texts = [[1, a, 5, 2], [1, a, 6, 2]]
+    config = FitConfig(steps=40, batch_size=8, learning_rate=3e-2)
+    fit(learner, texts, config, generator=generator)
+    learnt, _ = learner(torch.tensor([[1]]))
+    assert learnt[0, -1].softmax(-1)[a] > 0.8 > before
+
+    def reward(prompts, completions, completion_ids, **_):
+        return [float(row[0] == a) for row in completion_ids]
+
+    config = PolicyConfig(steps=30, group_size=64, max_new_tokens=2, learning_rate=3e-2)
+    history = train_policy(model, [""], reward, config, tokenizer, generator)
+    assert history["reward/mean"][0] < 0.7
+    assert share() > max(0.8, before)
 
 
 # Against the library's own classes

@@ -27,7 +27,7 @@ class LanguageModel(nn.Module):
     width: int
     max_length: int | None = None
     head: Callable[[Tensor], Tensor]
-    new_cache: Callable[[int, int], Any]
+    new_cache: Callable[[int, int], Cache]
 
     def hidden(
         self, ids: Tensor, mask: Tensor | None = None, cache: Any = None
