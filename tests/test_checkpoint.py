@@ -232,6 +232,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, monkeypatch):
             run(first, tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [row["step"] for row in logged(tmp_path)] == [1, 2]
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")["more"]["step"] == 2
     assert run(second, tmp_path, resume=True).rows == expected.rows
     assert equal(whole, second)
 
