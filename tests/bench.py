@@ -26,9 +26,11 @@ os.environ.update(
 )
 
 import torch
+import torch.nn.functional as F
 from corpora import many_words, stories
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from tokrl.models import build, to_gpt2
 from tokrl.runs import write_json
 from tokrl.tokenizers import SPECIAL_TOKENS, BPETokenizer, WordPieceTokenizer
 from tokrl.world import World
@@ -224,10 +226,53 @@ def world() -> Iterator[Case]:
         yield Case(f"1,000 next-word distributions: {lang}", ask, goal=2)
 
 
+# --- models ---------------------------------------------------------------------------
+
+STEPS = 2  # in a measured run, so that one is not too short to measure
+
+
+def training_step(
+    model: torch.nn.Module, ids: torch.Tensor, logits: Callable[[Any], torch.Tensor]
+) -> Run:
+    """A run of forward, cross-entropy and backward; it returns the loss."""
+
+    def run() -> float:
+        for _ in range(STEPS):
+            model.zero_grad()
+            scores = logits(model(ids[:, :-1]))
+            loss = F.cross_entropy(scores.flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+        return loss.item()
+
+    run()  # the first run of a shape sets things up
+    return run
+
+
+def transformer() -> Iterator[Case]:
+    """Training our Transformer beside GPT2LMHeadModel: the same weights, float32."""
+    torch.set_num_threads(1)
+    vocab_size = 500
+    for width, layers, batch, length in (
+        (64, 2, 32, 64), (128, 4, 32, 64), (128, 4, 8, 256),
+    ):  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        ours = build("transformer", vocab_size, generator, width=width, layers=layers)
+        theirs = to_gpt2(ours, use_cache=False)
+        ids = torch.randint(vocab_size, (batch, length + 1), generator=generator)
+        yield Case(
+            f"train D{width} L{layers}: {batch} x {length} tokens",
+            partial(training_step, ours, ids, lambda out: out[0]),
+            partial(training_step, theirs, ids, lambda out: out.logits),
+            same=lambda a, b: abs(a - b) < 1e-4,
+            goal=1,
+        )
+
+
 # --- all of them ----------------------------------------------------------------------
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Case]]] = {
     "bpe": bpe,
+    "transformer": transformer,
     "wordpiece": wordpiece,
     "world": world,
 }

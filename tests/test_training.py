@@ -10,6 +10,7 @@ import torch
 from tokrl import models
 from tokrl.runs import History, atomic_path, reproducible, write_json
 from tokrl.training import FitConfig, cross_entropy, evaluate, fit
+from tokrl.training.gradient import clipped_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -76,21 +77,67 @@ def test_a_loss_that_is_not_finite_stops_the_run(float64):
     model = small_model(float64)
     with torch.no_grad():
         model.norm.bias[0] = torch.nan
-    with pytest.raises(FloatingPointError, match="step 0"):
+    with pytest.raises(FloatingPointError, match=r"step 1.*norm\.bias"):
         fit(model, [[1, 4, 2]], FitConfig(steps=2, batch_size=1))
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"), [([], "no texts"), ([[1, 4, 2], [1]], r"ids\[1\] has 1")]
+    ("texts", "message"),
+    [
+        ([], "ids holds no texts"),
+        ([[1, 4, 2], [1]], r"ids\[1\] has 1 tokens"),
+        ([[1, 4, 2], [1, 5, 6, 2]], r"ids\[1\]\[2\] is the id 6.*at most 5"),
+        ([[1, -3, 2]], r"ids\[0\]\[1\] is the id -3"),
+        ([[1, 4, 2], [1] * 18], r"ids\[1\] has 18 tokens.*at most 16"),
+        (["the cat"], r"ids\[0\] is not a list of ids"),
+        ([[1.0, 2.0]], r"ids\[0\] is not a list of ids"),
+    ],
 )
 def test_a_corpus_that_teaches_nothing_is_refused(float64, texts, message):
     with pytest.raises(ValueError, match=message):
         fit(small_model(float64), texts)
+    if texts:
+        with pytest.raises(ValueError, match=message.replace("ids", "held_out", 1)):
+            fit(small_model(float64), [[1, 4, 2]], held_out=texts)
+
+
+def test_the_longest_text_a_model_can_learn_from(float64):
+    history = fit(small_model(float64), [[1] * 17], FitConfig(steps=1))
+    assert history.last("tokens") == 32 * 16
+
+
+def test_a_clipped_gradient_by_hand(float64):
+    model = torch.nn.Linear(2, 1)
+    for limit, scale in ((10.0, 1.0), (1.0, 0.2)):
+        loss = 3 * model.weight[0, 0] - 4 * model.bias[0]
+        norm = clipped_gradient(loss, model, limit, 1)
+        assert norm == pytest.approx(5)
+        assert model.weight.grad[0].tolist() == pytest.approx([3 * scale, 0])
+        assert model.bias.grad.tolist() == pytest.approx([-4 * scale])
+
+
+def test_label_smoothing_by_hand(float64):
+    """A share of the target goes to all tokens alike, the right one too."""
+    model = small_model(float64)
+    text = [1, 4, 5, 2]
+    logprobs = model(torch.tensor([text[:-1]]))[0][0].log_softmax(-1)
+    targets = torch.full((3, 6), 0.3 / 6)
+    targets[range(3), text[1:]] += 0.7
+    expected = -(targets * logprobs).sum(-1).mean()
+    torch.testing.assert_close(cross_entropy(model, [text], 0.3), expected)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch_size", 1.5), ("learning_rate", -1.0), ("warmup", 1.0)],
+    [
+        ("steps", 0),
+        ("batch_size", 1.5),
+        ("learning_rate", -1.0),
+        ("warmup", 1.0),
+        ("label_smoothing", -0.1),
+        ("checkpoint_every", -1),
+        ("weight_decay", -0.1),
+    ],
 )
 def test_a_wrong_configuration_names_the_field(field, value):
     with pytest.raises(ValueError, match=field):

@@ -3,15 +3,21 @@
 import gc
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from tqdm import tqdm
 
 
@@ -38,12 +44,21 @@ class History:
     `history["loss"]` is the column of that name, as a list over the rows that have
     it; `history.steps("loss")` are their step numbers; `history.last("loss")` is
     its final value. With a path, every row is also written there at once as a line
-    of JSON.
+    of JSON. `rows` are those of an earlier part of the run: the file then holds them
+    and nothing else, whatever it held before.
     """
 
-    def __init__(self, path: str | os.PathLike | None = None):
-        self.rows: list[dict[str, float]] = []
+    def __init__(
+        self,
+        path: str | os.PathLike | None = None,
+        rows: Sequence[Mapping[str, float]] | None = None,
+    ):
+        self.rows: list[dict[str, float]] = [dict(row) for row in rows or ()]
         self._path = Path(path) if path is not None else None
+        if self._path is not None and rows is not None:
+            with atomic_path(self._path) as temporary:
+                lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+                temporary.write_text(lines, encoding="utf-8")
 
     def add(self, step: int, **metrics: float) -> None:
         """Record the metrics of a step; names may contain `/`."""
@@ -139,3 +154,265 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
             f"{path} is not a readable {what} ({error}): it may be cut off; "
             "write it again"
         ) from error
+
+
+# --- checkpoints ----------------------------------------------------------------------
+
+_STATE, _CHECK, _TENSOR, _PAIRS = "tokrl_state", "crc32", "__tensor__", "__pairs__"
+
+
+def save_checkpoint(path: str | os.PathLike, state: Any) -> None:
+    """Write all that a run needs to go on, as one file, atomically.
+
+    state  dicts, lists, numbers, strings, None and tensors, nested as you like;
+           tuples come back as lists. Keys may be strings or numbers.
+    The file is safetensors: the tensors, and the rest as JSON in its header, with a
+    checksum over both. Nothing in it can run code.
+    Raises TypeError for anything else in the state.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_take_tensors(state, tensors))
+    about = {_STATE: text, _CHECK: _checksum(text, tensors)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=about)
+
+
+def load_checkpoint(path: str | os.PathLike) -> Any:
+    """The state that `save_checkpoint` wrote, tensors on the CPU.
+
+    Raises FileNotFoundError if there is none, ValueError that names the file if it is
+    not whole or not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: there is no checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    if _STATE not in about:
+        raise ValueError(f"{path} is a safetensors file, but no checkpoint of a run")
+    if about.get(_CHECK) != _checksum(about[_STATE], tensors):
+        raise _damaged(path, "its checksum differs")
+    return _put_tensors(json.loads(about[_STATE]), tensors)
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(
+        f"{path} is not a whole checkpoint ({why}): put a copy in its place, or remove "
+        "it and start the run again"
+    )
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    total = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tensor.dtype} {tensor.shape}".encode(), total)
+        flat = tensor.reshape(-1).view(torch.uint8)
+        total = zlib.crc32(memoryview(flat.numpy()), total)
+    return f"{total:08x}"
+
+
+def _take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value with a name for each tensor; the tensors themselves go to the dict."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        # A copy: two tensors of a model may share memory, those of a file may not.
+        copied = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = copied
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        pairs = [(key, _take_tensors(v, tensors)) for key, v in value.items()]
+        if all(isinstance(key, str) for key, _ in pairs):
+            return dict(pairs)
+        return {_PAIRS: pairs}
+    if isinstance(value, (list, tuple)):
+        return [_take_tensors(v, tensors) for v in value]
+    return value
+
+
+def _put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo `_take_tensors`."""
+    if isinstance(value, list):
+        return [_put_tensors(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {_TENSOR}:
+        return tensors[value[_TENSOR]]
+    pairs = value[_PAIRS] if set(value) == {_PAIRS} else value.items()
+    return {key: _put_tensors(v, tensors) for key, v in pairs}
+
+
+def random_state(generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Where the draws of a run stand: its generator's, and torch's own (dropout)."""
+    source = generator or torch.default_generator
+    return {"generator": source.get_state(), "torch": torch.get_rng_state()}
+
+
+def set_random_state(
+    state: Mapping[str, Tensor], generator: torch.Generator | None = None
+) -> None:
+    """Go on drawing from where `random_state` was taken."""
+    torch.set_rng_state(state["torch"])
+    (generator or torch.default_generator).set_state(state["generator"])
+
+
+def first_not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity; None if there is none."""
+    for name, tensor in tensors:
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+@contextmanager
+def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back until a step is finished, so that its state is whole.
+
+    Gives a function that tells whether Ctrl-C was pressed: ask it after each step,
+    save, and raise KeyboardInterrupt. Pressed a second time, it interrupts at once.
+    Outside of the main thread, where Python hears no signals, nothing is held back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+class Run:
+    """The folder of a run: what it was asked, what it measured, how to go on.
+
+    config.json             the configuration and the data, for a person to read
+    log.jsonl               a line for each step, the rows of `history`
+    checkpoint.safetensors  see `save_checkpoint`
+
+    folder  None stores nothing
+    config  the trainer's settings, JSON values under their names
+    data    the same for what the run learns from, such as fingerprints
+    resume  go on from the checkpoint, with the log cut back to it; from the start if
+            the folder has none
+    free    settings that may change when a run goes on
+    Raises ValueError if the folder holds a run that is not to be resumed, if the run
+    was made with other settings or data (named), or if its checkpoint is not whole.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike | None,
+        config: Mapping[str, Any],
+        data: Mapping[str, Any],
+        resume: bool = False,
+        free: Sequence[str] = ("checkpoint_every",),
+    ):
+        self.folder = Path(folder) if folder is not None else None
+        self._state: dict[str, Any] | None = None
+        about = {**config, **data}
+        self._about = {name: about[name] for name in about if name not in free}
+        if self.folder is None:
+            if resume:
+                raise ValueError("resume=True without a folder: name the run's folder")
+            self.history = History()
+            return
+        log, settings = self.folder / "log.jsonl", self.folder / "config.json"
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        if resume and self.checkpoint.exists():
+            self._state = load_checkpoint(self.checkpoint)
+            self._check_same(self._state["about"])
+        elif not resume and any(p.exists() for p in (log, settings, self.checkpoint)):
+            raise ValueError(
+                f"{self.folder} holds a run already: give resume=True to go on with "
+                "it, or another folder"
+            )
+        for left in self.folder.glob(f".{self.checkpoint.name}.*"):
+            left.unlink()  # half a checkpoint: the run was killed while it wrote
+        write_json(settings, {"config": dict(config), "data": dict(data)})
+        self.history = History(log, self._state["history"] if self._state else [])
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Any]:
+        """Put everything back as it was when the checkpoint was written.
+
+        Returns what else the trainer gave to `save`; {} if the run starts anew.
+        Raises ValueError that names the first tensor that has another shape or type.
+        """
+        if self._state is None:
+            return {}
+        saved, own = self._state["model"], model.state_dict()
+        for name in [*own, *(name for name in saved if name not in own)]:
+            old, new = (
+                f"{tuple(side[name].shape)} {side[name].dtype}"
+                if name in side
+                else None
+                for side in (saved, own)
+            )
+            if old != new:
+                raise ValueError(
+                    f"{self.checkpoint} has {name}: {old}, the model has {new}: resume "
+                    "with the model the run was started with"
+                )
+        model.load_state_dict(saved)
+        optimizer.load_state_dict(self._state["optimizer"])
+        set_random_state(self._state["random"], generator)
+        return self._state["more"]
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator | None = None,
+        **more: Any,
+    ) -> None:
+        """Write the checkpoint: the run can go on from here, bit for bit.
+
+        more  what else the trainer needs, see `save_checkpoint`
+        Raises FloatingPointError, and leaves the last checkpoint as it is, if a
+        parameter is not finite: from there no run could go on.
+        """
+        if self.folder is None:
+            return
+        if bad := first_not_finite(model.named_parameters()):
+            raise FloatingPointError(
+                f"step {len(self.history)}: its update left the parameter {bad} with a "
+                "number that is not finite"
+            )
+        state = {
+            "about": self._about,
+            "history": self.history.rows,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": random_state(generator),
+            "more": more,
+        }
+        save_checkpoint(self.checkpoint, state)
+
+    def _check_same(self, saved: Mapping[str, Any]) -> None:
+        # As JSON gives them back: a tuple is a list.
+        given = json.loads(json.dumps(self._about))
+        for name in [*given, *(name for name in saved if name not in given)]:
+            old, new = saved.get(name), given.get(name)
+            if old != new:
+                raise ValueError(
+                    f"{self.checkpoint} was made with {name}={old!r}, this run has "
+                    f"{name}={new!r}: resume with what the run was started with, or "
+                    "start another one in another folder"
+                )

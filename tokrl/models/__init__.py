@@ -9,28 +9,53 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tokrl.models.transformer import KVCache, Transformer, TransformerConfig
+from tokrl.models.base import LanguageModel
+from tokrl.models.gpt2 import from_gpt2, to_gpt2
+from tokrl.models.hf import HFModel, from_hf
+from tokrl.models.recurrent import CELLS, Recurrent, RecurrentConfig
+from tokrl.models.transformer import (
+    KVCache,
+    Transformer,
+    TransformerConfig,
+    attention,
+)
+from tokrl.models.value import ValueHead, ValueModel, with_value_head
 from tokrl.runs import atomic_path
 
 __all__ = [
+    "HFModel",
     "KVCache",
+    "LanguageModel",
+    "Recurrent",
+    "RecurrentConfig",
     "Transformer",
     "TransformerConfig",
+    "ValueHead",
+    "ValueModel",
+    "attention",
     "build",
+    "from_gpt2",
+    "from_hf",
     "load",
     "num_parameters",
     "save",
+    "to_gpt2",
+    "with_value_head",
 ]
 
-KINDS = {"transformer": (Transformer, TransformerConfig)}
+# Of each kind: its class, its configuration, and what the kind itself decides there.
+KINDS: dict[str, tuple[type, type, dict[str, str]]] = {
+    **{cell: (Recurrent, RecurrentConfig, {"cell": cell}) for cell in CELLS},
+    "transformer": (Transformer, TransformerConfig, {}),
+}
 
 
 def build(
     kind: str, vocab_size: int, generator: torch.Generator | None = None, **shape: int
-) -> nn.Module:
+) -> LanguageModel:
     """A new model with random weights.
 
-    kind        one of: transformer
+    kind        one of: rnn, lstm, gru, transformer
     vocab_size  number of tokens
     generator   decides the weights; None takes torch's global one
     shape       fields of the kind's configuration (width, layers, ...)
@@ -38,17 +63,16 @@ def build(
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: give one of {', '.join(KINDS)}")
-    model_class, config_class = KINDS[kind]
-    unknown = set(shape) - set(config_class.__dataclass_fields__)
-    if unknown:
+    model_class, config_class, decided = KINDS[kind]
+    fields = [f for f in config_class.__dataclass_fields__ if f not in decided]
+    if unknown := set(shape) - set(fields):
         raise ValueError(
-            f"{kind} has no {', '.join(sorted(unknown))}: it has "
-            f"{', '.join(config_class.__dataclass_fields__)}"
+            f"{kind} has no {', '.join(sorted(unknown))}: it has {', '.join(fields)}"
         )
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class(config_class(vocab_size=vocab_size, **shape))
+        return model_class(config_class(vocab_size=vocab_size, **decided, **shape))
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -56,15 +80,24 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def save(model: nn.Module, path: str | os.PathLike) -> None:
-    """Write weights and configuration to one safetensors file, atomically."""
-    kind = next(name for name, (cls, _) in KINDS.items() if type(model) is cls)
+def save(model: LanguageModel, path: str | os.PathLike) -> None:
+    """Write weights and configuration to one safetensors file, atomically.
+
+    Raises ValueError for a model that `build` does not make.
+    """
+    if type(model) not in (Recurrent, Transformer):
+        raise ValueError(
+            f"{type(model).__name__} is not a model that `build` makes: save the one "
+            "inside (`.model` of a ValueModel, `.hf.save_pretrained(...)` of an "
+            "HFModel)"
+        )
+    kind = getattr(model.config, "cell", "transformer")
     about = {"kind": kind, "config": json.dumps(asdict(model.config))}
     with atomic_path(path) as temporary:
         save_file(model.state_dict(), temporary, metadata=about)
 
 
-def load(path: str | os.PathLike) -> nn.Module:
+def load(path: str | os.PathLike) -> LanguageModel:
     """Read a model that `save` wrote, in the type it was written in.
 
     Raises ValueError for a file that is cut off or not such a model.
@@ -81,7 +114,7 @@ def load(path: str | os.PathLike) -> nn.Module:
         raise ValueError(
             f"{path} holds no tokrl model: its kind is {about.get('kind')}"
         )
-    model_class, config_class = KINDS[about["kind"]]
+    model_class, config_class, _ = KINDS[about["kind"]]
     model = model_class(config_class(**json.loads(about["config"])))
     model.to(next(iter(weights.values())).dtype)
     model.load_state_dict(weights)

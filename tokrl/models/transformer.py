@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokrl.models.base import LanguageModel
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -62,6 +64,21 @@ class KVCache:
         self.mask = self.mask[rows]
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(Dh)) v: Vaswani et al. 2017, equation 1.
+
+    q        (B, heads, T, Dh), one query for each position
+    k, v     (B, heads, N, Dh)
+    blocked  bool, fits (B, heads, T, N): the keys that a query must not see; None
+             if it may see all. No query may have all its keys blocked.
+    Returns (B, heads, T, Dh).
+    """
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, heads, T, N)
+    if blocked is not None:
+        scores = scores.masked_fill(blocked, -math.inf)
+    return scores.softmax(-1) @ v
+
+
 class Block(nn.Module):
     """Attention, then a two-layer network, each added to what came in."""
 
@@ -85,6 +102,13 @@ class Block(nn.Module):
     def attend(
         self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
+        """Mix what came before into each position; x and result (B, T, D).
+
+        blocked  for `attention`; None if just what follows a position is. torch's
+                 fused kernel then does the same faster, the more so the longer the
+                 text. It has no second derivative: where you need one, work under
+                 `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+        """
         batch, length, width = x.shape
         shape = (batch, length, 3, self.heads, width // self.heads)
         q, k, v = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4)  # (B, heads, T, Dh)
@@ -93,19 +117,22 @@ class Block(nn.Module):
             cache.keys[layer][:, :, cache.length : end] = k
             cache.values[layer][:, :, cache.length : end] = v
             k, v = cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end]
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, heads, T, N)
-        if blocked is not None:
-            scores = scores.masked_fill(blocked, -math.inf)
-        mixed = scores.softmax(-1) @ v
+        if blocked is None and length > 1:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            mixed = attention(q, k, v, blocked)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     """A language model: ids in, a score for every possible next token out."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.vocab_size = config.vocab_size
+        self.width = config.width
+        self.max_length = config.max_length
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.max_length, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -133,25 +160,17 @@ class Transformer(nn.Module):
         """An empty cache for `batch` rows of up to `size` tokens."""
         return KVCache(self.config, batch, size, self.token_embedding.weight)
 
-    def forward(
-        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
-    ) -> tuple[Tensor, KVCache | None]:
-        """Score the next token at every position.
+    def head(self, hidden: Tensor) -> Tensor:
+        """Scores (B, T, V): how well each token's vector fits the hidden state."""
+        return F.linear(hidden, self.token_embedding.weight)
 
-        ids    (B, T) int64
-        mask   (B, T), 1 on tokens and 0 on padding; None means no padding. A
-               left-padded row gives the same scores as the row alone.
-        cache  from `new_cache`: holds earlier tokens, and is extended in place
-        Returns logits (B, T, V) and the cache.
-        Raises ValueError if a sequence is longer than `max_length`.
-        """
+    def hidden(
+        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """States (B, T, D) after the last norm; see `LanguageModel.hidden`."""
         batch, length = ids.shape
         past = cache.length if cache is not None else 0
-        if past + length > self.config.max_length:
-            raise ValueError(
-                f"a sequence of {past + length} tokens; this model reads at most "
-                f"{self.config.max_length}"
-            )
+        self.check_length(past + length)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if cache is not None:
             cache.mask[:, past : past + length] = real
@@ -161,26 +180,26 @@ class Transformer(nn.Module):
         else:
             positions = (real.long().cumsum(-1) - 1).clamp(min=0)[:, past:]  # (B, T)
         x = self.token_embedding(ids) + self.position_embedding(positions)
-        blocked = self._blocked(real, length, padded=mask is not None or past > 0)
+        blocked = None
+        if mask is not None or past > 0:
+            blocked = self._blocked(real, length)
         for layer, block in enumerate(self.blocks):
             x = block(x, blocked, cache, layer)
         if cache is not None:
             cache.length += length
-        return F.linear(self.norm(x), self.token_embedding.weight), cache
+        return self.norm(x)
 
     @staticmethod
-    def _blocked(real: Tensor, length: int, padded: bool) -> Tensor | None:
+    def _blocked(real: Tensor, length: int) -> Tensor | None:
         """Which of the N keys each of the last `length` queries must not see.
 
-        Returns bool (B or 1, 1, T, N), true where blocked; None if nothing is. A
-        padding position sees itself, so that its softmax stays finite.
+        Returns bool (B, 1, T, N), true where blocked; None if just what follows a
+        query is, and attention can do without. A padding position sees itself, so
+        that its softmax stays finite.
         """
         size = real.shape[-1]
+        if length in (1, size) and bool(real.all()):
+            return None
         query = torch.arange(size - length, size, device=real.device)[:, None]
         key = torch.arange(size, device=real.device)
-        blocked = (key > query)[None, None]
-        if not padded:
-            return blocked
-        if length == 1 and bool(real.all()):
-            return None
-        return blocked | (~real[:, None, None, :] & (key != query))
+        return (key > query) | (~real[:, None, None, :] & (key != query))

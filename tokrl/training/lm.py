@@ -1,29 +1,36 @@
 """Imitation: fitting a language model to text by cross-entropy."""
 
+import hashlib
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokrl.masking import pad
-from tokrl.runs import History, progress
+from tokrl.runs import History, Run, interrupt_between_steps, progress
+from tokrl.training.gradient import clipped_gradient
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """How a language model is fitted.
 
-    steps          updates
-    batch_size     texts in each update
-    learning_rate  the highest, reached after `warmup` of the steps, then falling
-                   along a cosine to a tenth of it
-    warmup         share of the steps in which the rate rises
-    weight_decay   AdamW's
-    clip_grad      largest norm of the gradient
-    eval_every     steps between evaluations on held-out text; 0 for none
+    steps             updates
+    batch_size        texts in each update
+    learning_rate     the highest, reached after `warmup` of the steps, then falling
+                      along a cosine to a tenth of it
+    warmup            share of the steps in which the rate rises
+    weight_decay      AdamW's
+    clip_grad         largest norm of the gradient
+    label_smoothing   share of each target spread over all tokens, see `cross_entropy`
+    eval_every        steps between evaluations on held-out text; 0 for none
+    checkpoint_every  steps between checkpoints; 0 for one at the end
     """
 
     steps: int = 500
@@ -32,7 +39,9 @@ class FitConfig:
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip_grad: float = 1.0
+    label_smoothing: float = 0.0
     eval_every: int = 50
+    checkpoint_every: int = 0
 
     def __post_init__(self):
         for name in ("steps", "batch_size"):
@@ -43,12 +52,14 @@ class FitConfig:
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name}={value!r}: give a number above 0")
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or self.eval_every < 0:
-            raise ValueError(
-                f"warmup={self.warmup!r}, weight_decay={self.weight_decay!r}, "
-                f"eval_every={self.eval_every!r}: warmup is at least 0 and below 1, "
-                "the others at least 0"
-            )
+        for name in ("warmup", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value!r}: give a number from 0 to below 1")
+        for name in ("weight_decay", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"{name}={value!r}: give a number of at least 0")
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0."""
@@ -59,14 +70,21 @@ class FitConfig:
         return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
-def cross_entropy(model: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
+def cross_entropy(
+    model: nn.Module, texts: Sequence[Sequence[int]], label_smoothing: float = 0.0
+) -> Tensor:
     """Mean negative log-prob, nats per token, of all tokens but each text's first.
 
-    texts: id lists that start with `<bos>` and end with `<eos>`.
+    texts            id lists that start with `<bos>` and end with `<eos>`
+    label_smoothing  share of a target that all V tokens get alike, so that the model
+                     is never taught certainty: Szegedy et al. 2016, section 7
     """
     ids, mask = pad(texts, side="right")
     logits, _ = model(ids[:, :-1])
-    losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    losses = F.cross_entropy(
+        logits.transpose(1, 2), ids[:, 1:], reduction="none",
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
     scored = mask[:, 1:]
     return (losses * scored).sum() / scored.sum()
 
@@ -91,6 +109,8 @@ def fit(
     config: FitConfig | None = None,
     held_out: Sequence[Sequence[int]] | None = None,
     generator: torch.Generator | None = None,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
 ) -> History:
     """Fit a model to texts: batch, cross-entropy, gradient, step, again.
 
@@ -98,53 +118,116 @@ def fit(
                them in a new random order
     held_out   texts to evaluate on, never trained on
     generator  decides the order
+    folder     where config.json, log.jsonl and checkpoint.safetensors are kept, see
+               `tokrl.runs.Run`; None keeps nothing. Ctrl-C then waits for the end of
+               a step and saves.
+    resume     go on from the folder's checkpoint, if there is one, as if the run had
+               never stopped: to the last bit
     Returns a History with `loss` (nats per token, each step), `held_out` (every
     `eval_every` steps and at the end) and `tokens` (read so far).
-    Raises ValueError for an empty corpus or a text too short to predict anything.
+    Raises ValueError for texts that the model cannot read or learn from, or a folder
+    that does not fit; FloatingPointError where the loss or a gradient is not finite.
     """
     config = config or FitConfig()
-    _check_texts(ids, "ids")
+    _check_texts(model, ids, "ids")
     if held_out is not None:
-        _check_texts(held_out, "held_out")
+        _check_texts(model, held_out, "held_out")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
         weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
-    history = History()
-    queue: list[int] = []
-    tokens = 0
-    for step in progress(range(config.steps), desc="fit"):
-        while len(queue) < config.batch_size:
-            queue.extend(torch.randperm(len(ids), generator=generator).tolist())
-        batch = [ids[i] for i in queue[: config.batch_size]]
-        del queue[: config.batch_size]
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
-        loss = cross_entropy(model, batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss.item()}")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-        optimizer.step()
-        tokens += sum(len(text) - 1 for text in batch)
-        metrics = {"loss": loss.detach(), "tokens": tokens}
-        done = step + 1
-        due = config.eval_every and (
-            done % config.eval_every == 0 or done == config.steps
-        )
-        if held_out is not None and due:
-            metrics["held_out"] = evaluate(model, held_out)
-        history.add(done, **metrics)
-    return history
+    data = {} if folder is None else _describe(model, ids, held_out)
+    run = Run(folder, asdict(config), data, resume)
+    saved = run.restore(model, optimizer, generator)
+    queue: list[int] = saved.get("queue", [])
+    tokens, start = saved.get("tokens", 0), saved.get("step", 0)
+    careful = (
+        nullcontext(lambda: False) if folder is None else interrupt_between_steps()
+    )
+    with careful as interrupted:
+        for step in progress(range(start, config.steps), desc="fit"):
+            while len(queue) < config.batch_size:
+                queue.extend(torch.randperm(len(ids), generator=generator).tolist())
+            batch = [ids[i] for i in queue[: config.batch_size]]
+            del queue[: config.batch_size]
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            done = step + 1
+            loss = cross_entropy(model, batch, config.label_smoothing)
+            clipped_gradient(loss, model, config.clip_grad, done)
+            optimizer.step()
+            tokens += sum(len(text) - 1 for text in batch)
+            metrics = {"loss": loss.detach(), "tokens": tokens}
+            last = done == config.steps
+            if held_out is not None and _due(done, config.eval_every, last):
+                metrics["held_out"] = evaluate(model, held_out)
+            run.history.add(done, **metrics)
+            stop = interrupted()
+            if stop or last or _due(done, config.checkpoint_every):
+                run.save(
+                    model, optimizer, generator, step=done, tokens=tokens, queue=queue
+                )
+            if stop:
+                raise KeyboardInterrupt
+    return run.history
 
 
-def _check_texts(texts: Sequence[Sequence[int]], name: str) -> None:
+def _due(done: int, every: int, last: bool = False) -> bool:
+    """Every so many steps, and after the last one; never if `every` is 0."""
+    return bool(every) and (last or done % every == 0)
+
+
+def _check_texts(model: nn.Module, texts: Sequence[Sequence[int]], name: str) -> None:
+    """ValueError that names the first text that the model cannot learn from."""
     if not len(texts):
         raise ValueError(f"{name} holds no texts: give at least one")
+    vocab_size = getattr(model, "vocab_size", None)
+    longest = getattr(model, "max_length", None)
     for i, text in enumerate(texts):
         if len(text) < 2:
             raise ValueError(
                 f"{name}[{i}] has {len(text)} tokens: a text needs at least 2, "
                 "<bos> and one to predict"
             )
+        if longest is not None and len(text) - 1 > longest:
+            raise ValueError(
+                f"{name}[{i}] has {len(text)} tokens; the model reads at most "
+                f"{longest}, and one more to predict: cut the text into shorter ones, "
+                "or build the model with a larger max_length"
+            )
+        row = np.asarray(text)
+        if row.ndim != 1 or row.dtype.kind not in "iu":
+            raise ValueError(
+                f"{name}[{i}] is not a list of ids: encode the text with the tokenizer"
+            )
+        wrong = (row < 0) if vocab_size is None else (row < 0) | (row >= vocab_size)
+        if wrong.any():
+            position = int(wrong.argmax())
+            known = "" if vocab_size is None else f" and at most {vocab_size - 1}"
+            raise ValueError(
+                f"{name}[{i}][{position}] is the id {row[position]}; the model has "
+                f"ids of at least 0{known}: encode with the tokenizer it was built for"
+            )
+
+
+def _describe(
+    model: nn.Module,
+    ids: Sequence[Sequence[int]],
+    held_out: Sequence[Sequence[int]] | None,
+) -> dict[str, int | str | None]:
+    """What must be the same when a run goes on."""
+    return {
+        "vocab_size": getattr(model, "vocab_size", None),
+        "ids": _fingerprint(ids),
+        "held_out": None if held_out is None else _fingerprint(held_out),
+    }
+
+
+def _fingerprint(texts: Sequence[Sequence[int]]) -> str:
+    """A corpus in a line: how many texts and tokens, and a hash over all ids."""
+    total, tokens = hashlib.sha256(), 0
+    for text in texts:
+        row = np.asarray(text, dtype=np.int64)
+        tokens += len(row)
+        total.update(len(row).to_bytes(8, "little") + row.tobytes())
+    return f"{len(texts)} texts, {tokens} tokens, sha256 {total.hexdigest()[:16]}"
