@@ -170,3 +170,47 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         fail_halfway()
     assert json.loads(path.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_batches_of_a_bucket_have_texts_of_like_length():
+    """Every text once in a pass; little padding; what is learnt from is the same."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(2, 40, (64,), generator=generator).tolist()
+    texts = [[1] + [4 + i % 2] * (size - 2) + [2] for i, size in enumerate(sizes)]
+    seen = []
+
+    def watch(model, batch):
+        seen.append([len(text) for text in batch])
+        return cross_entropy(model, batch)
+
+    def padding(bucket):
+        seen.clear()
+        config = FitConfig(steps=8, batch_size=8, bucket=bucket, eval_every=0)
+        model = models.build("gru", 6, torch.Generator().manual_seed(1), width=4)
+        fit(model, texts, config, None, torch.Generator().manual_seed(2), loss=watch)
+        assert sorted(n for batch in seen for n in batch) == sorted(map(len, texts))
+        return sum(max(batch) * len(batch) - sum(batch) for batch in seen)
+
+    assert padding(8) < 0.2 * padding(1)
+    padding(8)
+    order = [max(batch) for batch in seen]
+    assert order != sorted(order), "short texts come first"
+    padding(8)
+    assert order == [max(batch) for batch in seen], "a seed decides the order"
+
+
+def test_another_loss_is_what_is_fitted_and_evaluated(float64):
+    """Three times the loss: the gradient is clipped, so the run is the same."""
+    texts = coin_texts(32, float64)
+    runs = []
+    for weight in (1, 3):
+        model = small_model(torch.Generator().manual_seed(3))
+        config = FitConfig(steps=6, batch_size=8, eval_every=6, clip_grad=1e-3)
+        runs.append(
+            fit(
+                model, texts, config, texts, torch.Generator().manual_seed(4),
+                loss=lambda m, b, weight=weight: weight * cross_entropy(m, b),
+            )
+        )  # fmt: skip
+    assert [3 * x for x in runs[0]["loss"]] == pytest.approx(runs[1]["loss"])
+    assert 3 * runs[0].last("held_out") == pytest.approx(runs[1].last("held_out"))

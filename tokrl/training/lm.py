@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -23,6 +23,8 @@ class FitConfig:
 
     steps             updates
     batch_size        texts in each update
+    bucket            batches drawn together and then cut by length, so that texts of
+                      one batch need little padding; 1 for none
     learning_rate     the highest, reached after `warmup` of the steps, then falling
                       along a cosine to a tenth of it
     warmup            share of the steps in which the rate rises
@@ -35,6 +37,7 @@ class FitConfig:
 
     steps: int = 500
     batch_size: int = 32
+    bucket: int = 1
     learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
@@ -44,7 +47,7 @@ class FitConfig:
     checkpoint_every: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "bucket"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
@@ -89,16 +92,22 @@ def cross_entropy(
     return (losses * scored).sum() / scored.sum()
 
 
+Loss = Callable[[nn.Module, Sequence[Sequence[int]]], Tensor]
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, texts: Sequence[Sequence[int]], batch_size: int = 256
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    batch_size: int = 256,
+    loss: Loss = cross_entropy,
 ) -> float:
-    """Cross-entropy of a model on texts, nats per token."""
+    """Cross-entropy of a model on texts, nats per token; or another mean `loss`."""
     total = count = 0.0
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         tokens = sum(len(text) - 1 for text in batch)
-        total += float(cross_entropy(model, batch)) * tokens
+        total += float(loss(model, batch)) * tokens
         count += tokens
     return total / count
 
@@ -111,6 +120,7 @@ def fit(
     generator: torch.Generator | None = None,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
+    loss: Loss | None = None,
 ) -> History:
     """Fit a model to texts: batch, cross-entropy, gradient, step, again.
 
@@ -123,12 +133,19 @@ def fit(
                a step and saves.
     resume     go on from the folder's checkpoint, if there is one, as if the run had
                never stopped: to the last bit
+    loss       mean loss of a batch, a scalar; None: `cross_entropy` with the
+               configuration's `label_smoothing`
     Returns a History with `loss` (nats per token, each step), `held_out` (every
     `eval_every` steps and at the end) and `tokens` (read so far).
     Raises ValueError for texts that the model cannot read or learn from, or a folder
     that does not fit; FloatingPointError where the loss or a gradient is not finite.
     """
     config = config or FitConfig()
+
+    def smoothed(model: nn.Module, texts: Sequence[Sequence[int]]) -> Tensor:
+        return cross_entropy(model, texts, config.label_smoothing)
+
+    batch_loss, held_out_loss = loss or smoothed, loss or cross_entropy
     _check_texts(model, ids, "ids")
     if held_out is not None:
         _check_texts(model, held_out, "held_out")
@@ -147,20 +164,20 @@ def fit(
     with careful as interrupted:
         for step in progress(range(start, config.steps), desc="fit"):
             while len(queue) < config.batch_size:
-                queue.extend(torch.randperm(len(ids), generator=generator).tolist())
+                queue.extend(_order(ids, config, generator))
             batch = [ids[i] for i in queue[: config.batch_size]]
             del queue[: config.batch_size]
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
             done = step + 1
-            loss = cross_entropy(model, batch, config.label_smoothing)
-            clipped_gradient(loss, model, config.clip_grad, done)
+            current = batch_loss(model, batch)
+            clipped_gradient(current, model, config.clip_grad, done)
             optimizer.step()
             tokens += sum(len(text) - 1 for text in batch)
-            metrics = {"loss": loss.detach(), "tokens": tokens}
+            metrics = {"loss": current.detach(), "tokens": tokens}
             last = done == config.steps
             if held_out is not None and _due(done, config.eval_every, last):
-                metrics["held_out"] = evaluate(model, held_out)
+                metrics["held_out"] = evaluate(model, held_out, loss=held_out_loss)
             run.history.add(done, **metrics)
             stop = interrupted()
             if stop or last or _due(done, config.checkpoint_every):
@@ -170,6 +187,23 @@ def fit(
             if stop:
                 raise KeyboardInterrupt
     return run.history
+
+
+def _order(
+    ids: Sequence[Sequence[int]], config: FitConfig, generator: torch.Generator | None
+) -> list[int]:
+    """A random order of all texts, those of a bucket sorted into batches by length."""
+    order = torch.randperm(len(ids), generator=generator).tolist()
+    if config.bucket == 1:
+        return order
+    arranged, size = [], config.batch_size
+    for start in range(0, len(order), size * config.bucket):
+        part = order[start : start + size * config.bucket]
+        part.sort(key=lambda i: len(ids[i]))
+        batches = [part[i : i + size] for i in range(0, len(part), size)]
+        for k in torch.randperm(len(batches), generator=generator).tolist():
+            arranged += batches[k]
+    return arranged
 
 
 def _due(done: int, every: int, last: bool = False) -> bool:
