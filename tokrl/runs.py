@@ -29,8 +29,9 @@ def reproducible(seed: int = 0, threads: int = 1) -> torch.Generator:
     Returns a `torch.Generator` with the given seed; every draw of the book comes
     from such a generator, never from hidden global state.
     """
-    # Libraries that are imported later draw progress bars; what tqdm says in Jupyter
-    # without widgets is no part of a chapter.
+    # What the libraries of Hugging Face, imported later, say of their progress, and
+    # tqdm of missing widgets, is no part of a chapter.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", "IProgress not found")
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(threads)
