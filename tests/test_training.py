@@ -11,6 +11,7 @@ from tokrl import models
 from tokrl.runs import History, atomic_path, reproducible, write_json
 from tokrl.training import FitConfig, cross_entropy, evaluate, fit
 from tokrl.training.gradient import clipped_gradient
+from tokrl.training.optimizers import make_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -214,3 +215,53 @@ def test_another_loss_is_what_is_fitted_and_evaluated(float64):
         )  # fmt: skip
     assert [3 * x for x in runs[0]["loss"]] == pytest.approx(runs[1]["loss"])
     assert 3 * runs[0].last("held_out") == pytest.approx(runs[1].last("held_out"))
+
+
+def test_muon_has_the_matrices_inside_and_steps_of_one_size():
+    """Its first step is orthogonal up to scale: all singular values are alike."""
+    torch.set_default_dtype(torch.float32)
+    model = small_model(torch.Generator().manual_seed(5))
+    optimizer = make_optimizer("muon", model, 1e-2, 0.0)
+    muon, adamw = ([p for g in part.param_groups for p in g["params"]]
+                   for part in optimizer.parts)  # fmt: skip
+    names = {id(p): name for name, p in model.named_parameters()}
+    inside = {names[id(p)] for p in muon}
+    assert inside == {
+        f"blocks.0.{part}.weight" for part in ("qkv", "out", "up", "down")
+    }
+    assert len(muon) + len(adamw) == len(names)
+    before = model.blocks[0].up.weight.detach().clone()
+    cross_entropy(model, [[1, 4, 5, 4, 4, 2]] * 4).backward()
+    gradient = model.blocks[0].up.weight.grad.clone()
+    optimizer.step()
+    step = before - model.blocks[0].up.weight.detach()
+    assert (step * gradient).sum() > 0, "downhill"
+    sizes = torch.linalg.svdvals(step)[: torch.linalg.matrix_rank(gradient)]
+    assert sizes.max() < 2 * sizes.min()
+    with pytest.raises(ValueError, match="sgd"):
+        FitConfig(optimizer="sgd")
+
+
+def test_a_run_with_muon_goes_on_bit_for_bit(tmp_path):
+    def run(folder, steps):
+        generator = torch.Generator().manual_seed(6)
+        model = small_model(generator)
+        config = FitConfig(steps=8, batch_size=4, optimizer="muon", checkpoint_every=1)
+        texts = coin_texts(32, generator)
+        done = []
+
+        def loss(model, batch):
+            if len(done) == steps:
+                raise KeyboardInterrupt
+            done.append(1)
+            return cross_entropy(model, batch)
+
+        try:
+            fit(model, texts, config, None, generator, folder, resume=True, loss=loss)
+        except KeyboardInterrupt:
+            return None
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    whole = run(tmp_path / "whole", 8)
+    assert run(tmp_path / "parts", 3) is None
+    assert torch.equal(run(tmp_path / "parts", 8), whole)

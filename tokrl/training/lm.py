@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokrl.masking import pad
 from tokrl.runs import History, Run, interrupt_between_steps, progress
 from tokrl.training.gradient import clipped_gradient
+from tokrl.training.optimizers import OPTIMIZERS, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class FitConfig:
     batch_size        texts in each update
     bucket            batches drawn together and then cut by length, so that texts of
                       one batch need little padding; 1 for none
+    optimizer         adamw or muon, see `make_optimizer`
     learning_rate     the highest, reached after `warmup` of the steps, then falling
                       along a cosine to a tenth of it
     warmup            share of the steps in which the rate rises
-    weight_decay      AdamW's
+    weight_decay      pull of every weight towards 0, times the rate
     clip_grad         largest norm of the gradient
     label_smoothing   share of each target spread over all tokens, see `cross_entropy`
     eval_every        steps between evaluations on held-out text; 0 for none
@@ -38,6 +40,7 @@ class FitConfig:
     steps: int = 500
     batch_size: int = 32
     bucket: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
@@ -51,6 +54,10 @@ class FitConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer={self.optimizer!r}: give one of {', '.join(OPTIMIZERS)}"
+            )
         for name in ("learning_rate", "clip_grad"):
             value = getattr(self, name)
             if not value > 0:
@@ -149,10 +156,9 @@ def fit(
     _check_texts(model, ids, "ids")
     if held_out is not None:
         _check_texts(model, held_out, "held_out")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
-        weight_decay=config.weight_decay, fused=True,
-    )  # fmt: skip
+    optimizer = make_optimizer(
+        config.optimizer, model, config.learning_rate, config.weight_decay
+    )
     data = {} if folder is None else _describe(model, ids, held_out)
     run = Run(folder, asdict(config), data, resume)
     saved = run.restore(model, optimizer, generator)
