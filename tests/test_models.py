@@ -47,6 +47,29 @@ def test_fused_attention_is_the_one_written_out(model):
     assert results[0][2].abs().sum() > 1
 
 
+def test_attention_weights_are_those_the_model_mixes_with(model):
+    """In every block the weights times the values are what the block goes on with."""
+    ids, seen = draw(2, 9), []
+    hooks = [
+        part.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+        for block in model.blocks
+        for part in (block.qkv, block.out)
+    ]
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+    weights = model.attention_weights(ids)
+    assert len(weights) == len(model.blocks)
+    for w, (_, qkv), (mixed, _) in zip(weights, seen[::2], seen[1::2], strict=True):
+        v = qkv[..., 64:].reshape(2, 9, 4, 8).transpose(1, 2)
+        expected = (w @ v).transpose(1, 2).reshape(2, 9, 32)
+        torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(w.sum(-1), torch.ones(2, 4, 9).double())
+        assert w.triu(1).abs().max() == 0
+    with pytest.raises(ValueError, match="at most 24"):
+        model.attention_weights(draw(1, 25))
+
+
 def test_number_of_parameters_by_hand(model):
     width, vocab, length, layers = 32, 11, 24, 3
     block = 12 * width**2 + 13 * width

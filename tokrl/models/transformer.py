@@ -110,8 +110,7 @@ class Block(nn.Module):
                  `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
         """
         batch, length, width = x.shape
-        shape = (batch, length, 3, self.heads, width // self.heads)
-        q, k, v = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4)  # (B, heads, T, Dh)
+        q, k, v = self.split(x)
         if cache is not None:
             end = cache.length + length
             cache.keys[layer][:, :, cache.length : end] = k
@@ -122,6 +121,12 @@ class Block(nn.Module):
         else:
             mixed = attention(q, k, v, blocked)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each (B, heads, T, Dh), of x (B, T, D)."""
+        batch, length, width = x.shape
+        shape = (batch, length, 3, self.heads, width // self.heads)
+        return self.qkv(x).view(shape).permute(2, 0, 3, 1, 4).unbind()
 
 
 class Transformer(LanguageModel):
@@ -188,6 +193,28 @@ class Transformer(LanguageModel):
         if cache is not None:
             cache.length += length
         return self.norm(x)
+
+    @torch.no_grad()
+    def attention_weights(self, ids: Tensor) -> list[Tensor]:
+        """What share of each earlier position every position takes, block by block.
+
+        ids  (B, T) int64, without padding
+        Returns (B, heads, T, T) for each block: entry (t, s) is the weight of position
+        s at position t. Each row sums to 1, and is 0 where s > t.
+        Raises ValueError if a sequence is longer than `max_length`.
+        """
+        length = ids.shape[1]
+        self.check_length(length)
+        at = torch.arange(length, device=ids.device)
+        x = self.token_embedding(ids) + self.position_embedding(at)
+        # The mix of the rows of an identity is the weights themselves.
+        each = torch.eye(length, dtype=x.dtype, device=x.device)
+        weights = []
+        for layer, block in enumerate(self.blocks):
+            q, k, _ = block.split(block.norm_1(x))
+            weights.append(attention(q, k, each, at > at[:, None]))
+            x = block(x, None, None, layer)
+        return weights
 
     @staticmethod
     def _blocked(real: Tensor, length: int) -> Tensor | None:
