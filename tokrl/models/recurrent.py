@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tokrl.models.base import LanguageModel
+from tokrl.models.linear import Linear, linear
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -73,7 +73,7 @@ class Recurrent(LanguageModel):
             config.width, config.width, config.layers, batch_first=True
         )
         if not config.tied:
-            self.out = nn.Linear(config.width, config.vocab_size, bias=False)
+            self.out = Linear(config.width, config.vocab_size, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -108,7 +108,7 @@ class Recurrent(LanguageModel):
         """Scores (B, T, V): how well each token's vector fits the hidden state."""
         tied = self.config.tied
         weight = self.token_embedding.weight if tied else self.out.weight
-        return F.linear(hidden, weight)
+        return linear(hidden, weight)
 
     def hidden(
         self,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokrl.models.base import LanguageModel
+from tokrl.models.linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ class Block(nn.Module):
         width = config.width
         self.heads = config.heads
         self.norm_1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm_2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width)
 
     def forward(
         self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
@@ -167,7 +168,7 @@ class Transformer(LanguageModel):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Scores (B, T, V): how well each token's vector fits the hidden state."""
-        return F.linear(hidden, self.token_embedding.weight)
+        return linear(hidden, self.token_embedding.weight)
 
     def hidden(
         self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None

@@ -32,16 +32,18 @@ from tokrl.tokenizers import SPECIAL_TOKENS, BPETokenizer, WordPieceTokenizer
 from tokrl.training import FitConfig, evaluate, fit, mask_tokens
 from tokrl.world import END, LANGUAGES, Story, World
 
-STORIES = 256_000
+STORIES = 1_000_000
 HELD_OUT = 1_000
 VOCABULARY_STORIES = 5_000
 MAX_LENGTH = 256
-SHAPE = {"width": 96, "layers": 3, "heads": 4}
+SHAPE = {"width": 128, "layers": 4, "heads": 4}
 CONFIGS = {
-    "gpt2": FitConfig(steps=24_000, batch_size=32, bucket=50, learning_rate=3e-3,
-                      warmup=0.02, eval_every=1000, checkpoint_every=500),
-    "bert": FitConfig(steps=12_000, batch_size=32, bucket=50, learning_rate=2e-3,
-                      warmup=0.02, eval_every=1000, checkpoint_every=500),
+    "gpt2": FitConfig(steps=44_000, batch_size=32, bucket=50, optimizer="muon",
+                      learning_rate=3e-3, warmup=0.02, eval_every=1000,
+                      checkpoint_every=500),
+    "bert": FitConfig(steps=12_000, batch_size=32, bucket=50, optimizer="muon",
+                      learning_rate=3e-3, warmup=0.02, eval_every=1000,
+                      checkpoint_every=500),
 }  # fmt: skip
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BERT_MASK = BERT_SPECIAL.index("[MASK]")

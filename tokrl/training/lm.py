@@ -91,11 +91,11 @@ def cross_entropy(
     """
     ids, mask = pad(texts, side="right")
     logits, _ = model(ids[:, :-1])
+    targets, scored = ids[:, 1:].flatten(), mask[:, 1:].flatten()
     losses = F.cross_entropy(
-        logits.transpose(1, 2), ids[:, 1:], reduction="none",
+        logits.flatten(0, 1), targets, reduction="none",
         label_smoothing=label_smoothing,
     )  # fmt: skip
-    scored = mask[:, 1:]
     return (losses * scored).sum() / scored.sum()
 
 
