@@ -70,7 +70,7 @@ def test_the_command_makes_a_folder_that_loads(name, tmp_path, monkeypatch, caps
     config = replace(make.CONFIGS[name], steps=4, eval_every=2, checkpoint_every=2)
     monkeypatch.setitem(make.CONFIGS, name, config)
     monkeypatch.setattr(make, "SHAPE", {"width": 16, "layers": 1, "heads": 2})
-    monkeypatch.setattr(make, "STORIES", 200)
+    monkeypatch.setattr(make, "STORIES", {name: 200})
     monkeypatch.setattr(make, "HELD_OUT", 10)
     run, out = tmp_path / "run", tmp_path / "made"
     made = []

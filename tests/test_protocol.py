@@ -269,6 +269,7 @@ def test_sampled_logprobs_equal_those_of_scoring(model, wrap, float64):
 
 
 def test_a_row_does_not_depend_on_its_neighbours(model):
+    """Greedy rows come out the same alone and in a padded batch that shrinks."""
     ids, mask = prompts()
     out, out_mask, _ = generate(model, ids, mask, 15, top_k=1, eos_id=2)
     for i in range(4):

@@ -65,18 +65,6 @@ def test_without_an_end_token_every_row_runs_to_the_limit(model):
     assert out_mask.all()
 
 
-def test_a_row_does_not_depend_on_its_neighbours(model):
-    """Greedy rows come out the same alone and in a padded batch that shrinks."""
-    ids, mask = prompts()
-    out, out_mask, _ = generate(model, ids, mask, 15, top_k=1, eos_id=2)
-    for i in range(4):
-        alone = ids[i : i + 1, -int(mask[i].sum()) :]
-        row, _, _ = generate(
-            model, alone, torch.ones_like(alone), 15, top_k=1, eos_id=2
-        )
-        assert row[0].tolist() == out[i][out_mask[i].bool()].tolist()
-
-
 def test_a_seed_decides_the_tokens(model):
     ids, mask = prompts()
     first, again, other = (

@@ -85,7 +85,7 @@ def save(model: LanguageModel, path: str | os.PathLike) -> None:
 
     Raises ValueError for a model that `build` does not make.
     """
-    if type(model) not in (Recurrent, Transformer):
+    if type(model) not in {made for made, _, _ in KINDS.values()}:
         raise ValueError(
             f"{type(model).__name__} is not a model that `build` makes: save the one "
             "inside (`.model` of a ValueModel, `.hf.save_pretrained(...)` of an "

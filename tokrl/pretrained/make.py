@@ -4,7 +4,7 @@
     python -m tokrl.pretrained.make bert
 
 Each trains on the training part of the default world, in English and in Chinese, for
-about an hour on one core, and can be stopped and started again: it goes on from its
+an hour or two on one core, and can be stopped and started again: it goes on from its
 checkpoint. At the end it measures the model against the exact distribution of the
 world and writes the folder that `tokrl.pretrained.path` names, model card included.
 """
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,10 @@ from tokrl.tokenizers import SPECIAL_TOKENS, BPETokenizer, WordPieceTokenizer
 from tokrl.training import FitConfig, evaluate, fit, mask_tokens
 from tokrl.world import END, LANGUAGES, Story, World
 
-STORIES = 1_000_000
+if TYPE_CHECKING:  # slow to import, so each is imported where it is used
+    from transformers import BertForMaskedLM, BertTokenizer
+
+STORIES = {"gpt2": 1_000_000, "bert": 320_000}
 HELD_OUT = 1_000
 VOCABULARY_STORIES = 5_000
 MAX_LENGTH = 256
@@ -41,7 +45,7 @@ CONFIGS = {
     "gpt2": FitConfig(steps=44_000, batch_size=32, bucket=50, optimizer="muon",
                       learning_rate=3e-3, warmup=0.02, eval_every=1000,
                       checkpoint_every=500),
-    "bert": FitConfig(steps=12_000, batch_size=32, bucket=50, optimizer="muon",
+    "bert": FitConfig(steps=10_000, batch_size=32, bucket=50, optimizer="muon",
                       learning_rate=3e-3, warmup=0.02, eval_every=1000,
                       checkpoint_every=500),
 }  # fmt: skip
@@ -58,6 +62,11 @@ class Corpus:
     share      of all stories that belong to the training part, estimated
     """
 
+    world: World
+    stories: list[tuple[Story, str]]
+    held_out: dict[str, list[Story]]
+    share: float
+
     def nats(self, part: str) -> list[float]:
         """What the perfect model pays for each held-out story, language included.
 
@@ -68,14 +77,22 @@ class Corpus:
         known = math.log(len(LANGUAGES)) + told
         return [known - story.log_prob for story in self.held_out[part]]
 
-    world: World
-    stories: list[tuple[Story, str]]
-    held_out: dict[str, list[Story]]
-    share: float
+    def vocabulary_texts(self) -> list[str]:
+        """What the tokenizers learn from: stories in both languages."""
+        stories = [story for story, _ in self.stories[:VOCABULARY_STORIES]]
+        return [story.text(lang) for story in stories for lang in LANGUAGES]
+
+    def held_out_texts(self) -> list[str]:
+        """What a run is evaluated on as it goes: 200 stories in both languages."""
+        stories = self.held_out["train"][:200]
+        return [story.text(lang) for story in stories for lang in LANGUAGES]
 
 
 def make_corpus(count: int, generator: torch.Generator) -> Corpus:
-    """Stories of the default world, each in one of the two languages by a fair coin."""
+    """Stories of the default world, each in one of the two languages by a fair coin.
+
+    count  stories to train on; `HELD_OUT` more are drawn of each part of the split
+    """
     world = World.default()
     stories = world.sample_stories(count, generator, part="train")
     coins = torch.randint(len(LANGUAGES), (count,), generator=generator).tolist()
@@ -93,32 +110,34 @@ def make_corpus(count: int, generator: torch.Generator) -> Corpus:
 # --- town-gpt2 ------------------------------------------------------------------------
 
 
-def train_gpt2(corpus: Corpus, config: FitConfig, run: Path, generator):
-    """The tokenizer and the model: our Transformer, which GPT-2's classes read."""
-    texts = [
-        story.text(lang)
-        for story, _ in corpus.stories[:VOCABULARY_STORIES]
-        for lang in LANGUAGES
-    ]
-    tokenizer = BPETokenizer.train(texts, vocab_size=1000)
+def train_gpt2(
+    corpus: Corpus, config: FitConfig, run: Path, generator: torch.Generator
+) -> tuple[BPETokenizer, models.Transformer]:
+    """The tokenizer and the model: our Transformer, which GPT-2's classes read.
+
+    run  folder of the checkpoint, from which it goes on if there is one
+    """
+    tokenizer = BPETokenizer.train(corpus.vocabulary_texts(), vocab_size=1000)
     model = models.build(
         "transformer", len(tokenizer), generator, max_length=MAX_LENGTH, **SHAPE
     )
     ids = [encode_gpt2(tokenizer, story.text(lang)) for story, lang in corpus.stories]
-    held_out = [
-        encode_gpt2(tokenizer, story.text(lang))
-        for story in corpus.held_out["train"][:200]
-        for lang in LANGUAGES
-    ]
+    held_out = [encode_gpt2(tokenizer, text) for text in corpus.held_out_texts()]
     fit(model, ids, config, held_out, generator, run, resume=True)
     return tokenizer, model
 
 
 def encode_gpt2(tokenizer: BPETokenizer, text: str) -> list[int]:
+    """The ids of a text between `<bos>` and `<eos>`."""
     return [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
 
 
-def measure_gpt2(corpus: Corpus, tokenizer, model, generator) -> dict:
+def measure_gpt2(
+    corpus: Corpus,
+    tokenizer: BPETokenizer,
+    model: models.Transformer,
+    generator: torch.Generator,
+) -> dict[str, Any]:
     """Nats per held-out story against the exact ones; possible stories it writes."""
     found = {}
     for part in corpus.held_out:
@@ -150,13 +169,17 @@ def measure_gpt2(corpus: Corpus, tokenizer, model, generator) -> dict:
     for row in unpad(ids, mask):
         text = tokenizer.decode(row)
         lang = "en" if text.isascii() else "zh"
-        words = [*corpus.world.split(text, lang), *([END] if row[-1] == 2 else [])]
+        words = [
+            *corpus.world.split(text, lang),
+            *([END] if tokenizer.eos_id in row else []),
+        ]
         possible += corpus.world.log_prob(words, lang) > -math.inf
     found["share of its stories that are possible"] = round(possible / HELD_OUT, 3)
     return found
 
 
-def save_gpt2(folder: Path, tokenizer: BPETokenizer, model) -> None:
+def save_gpt2(folder: Path, tokenizer: BPETokenizer, model: models.Transformer) -> None:
+    """The files that GPT-2's classes load, and ours (tokrl.json)."""
     from transformers import GPT2Tokenizer
 
     models.to_gpt2(model).save_pretrained(folder)
@@ -189,7 +212,8 @@ def bert_vocabulary(texts: Iterable[str]) -> list[str]:
     return [*BERT_SPECIAL, *pieces, *more]
 
 
-def bert_tokenizer(vocabulary: Sequence[str]):
+def bert_tokenizer(vocabulary: Sequence[str]) -> "BertTokenizer":
+    """A tokenizer of these pieces, each with its position as its id."""
     from transformers import BertTokenizer
 
     return BertTokenizer(
@@ -198,7 +222,11 @@ def bert_tokenizer(vocabulary: Sequence[str]):
     )
 
 
-def masked_cross_entropy(model, texts: Sequence[Sequence[int]], generator) -> Tensor:
+def masked_cross_entropy(
+    model: "BertForMaskedLM",
+    texts: Sequence[Sequence[int]],
+    generator: torch.Generator,
+) -> Tensor:
     """Mean negative log-prob, nats, of the tokens hidden by `mask_tokens`."""
     ids, mask = pad(texts, pad_id=0, side="right")
     specials = range(len(BERT_SPECIAL))
@@ -208,15 +236,14 @@ def masked_cross_entropy(model, texts: Sequence[Sequence[int]], generator) -> Te
     return model(input_ids=inputs, attention_mask=mask, labels=labels).loss
 
 
-def train_bert(corpus: Corpus, config: FitConfig, run: Path, generator):
+def train_bert(
+    corpus: Corpus, config: FitConfig, run: Path, generator: torch.Generator
+) -> tuple["BertTokenizer", "BertForMaskedLM"]:
+    """The tokenizer and the model; arguments as of `train_gpt2`."""
     from transformers import BertConfig, BertForMaskedLM
 
     texts = [story.text(lang) for story, lang in corpus.stories]
-    vocabulary = bert_vocabulary(
-        story.text(lang)
-        for story, _ in corpus.stories[:VOCABULARY_STORIES]
-        for lang in LANGUAGES
-    )
+    vocabulary = bert_vocabulary(corpus.vocabulary_texts())
     tokenizer = bert_tokenizer(vocabulary)
     torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
     model = BertForMaskedLM(
@@ -229,15 +256,21 @@ def train_bert(corpus: Corpus, config: FitConfig, run: Path, generator):
             initializer_range=1 / math.sqrt(SHAPE["width"]),
         )
     )  # fmt: skip
-    ids = tokenizer(texts)["input_ids"]
-    held_out = tokenizer([s.text(x) for s in corpus.held_out["train"][:200]
-                          for x in LANGUAGES])["input_ids"]  # fmt: skip
+    ids = []
+    for start in range(0, len(texts), 10_000):  # at once they would fill the memory
+        ids += tokenizer(texts[start : start + 10_000])["input_ids"]
+    held_out = tokenizer(corpus.held_out_texts())["input_ids"]
     loss = partial(masked_cross_entropy, generator=generator)
     fit(model, ids, config, held_out, generator, run, resume=True, loss=loss)
     return tokenizer, model.eval()
 
 
-def measure_bert(corpus: Corpus, tokenizer, model, generator) -> dict:
+def measure_bert(
+    corpus: Corpus,
+    tokenizer: "BertTokenizer",
+    model: "BertForMaskedLM",
+    generator: torch.Generator,
+) -> dict[str, Any]:
     """Hidden tokens of held-out stories; one hidden word against the exact answer."""
     found = {}
     for part, stories in corpus.held_out.items():
@@ -277,7 +310,10 @@ def measure_bert(corpus: Corpus, tokenizer, model, generator) -> dict:
     return found
 
 
-def save_bert(folder: Path, tokenizer, model) -> None:
+def save_bert(
+    folder: Path, tokenizer: "BertTokenizer", model: "BertForMaskedLM"
+) -> None:
+    """The files that `BertModel`, `BertForMaskedLM` and `BertTokenizer` load."""
     from transformers import BertForPreTraining
 
     # BertModel also has a pooler, which a masked language model lacks: it is stored
@@ -300,7 +336,7 @@ CARD = """# {name}
 
 - data: {stories:,} stories of the default world of `tokrl`, of the training part of its
   split, each in English or in Chinese by a fair coin; no other text
-- training: {steps:,} steps of {batch} texts, {tokens:,} tokens; AdamW, float32
+- training: {steps:,} steps of {batch} texts, {tokens:,} tokens; {optimizer}, float32
 - parameters: {parameters:,}
 - vocabulary: {vocabulary}
 - made by: `python -m tokrl.pretrained.make {kind}`
@@ -333,25 +369,34 @@ WHAT = {
     ),
 }
 
+PARTS = {
+    "gpt2": (train_gpt2, measure_gpt2, save_gpt2),
+    "bert": (train_bert, measure_bert, save_bert),
+}
+OPTIMIZER_NAMES = {"adamw": "AdamW", "muon": "Muon for matrices inside, else AdamW"}
+
 
 def make(name: str, run: Path, out: Path, seed: int = 0) -> None:
-    """Train, measure and write one model; goes on from a checkpoint in `run`."""
+    """Train, measure and write one model.
+
+    name  gpt2 or bert
+    run   folder of the training run; from a checkpoint in it, it goes on
+    out   the model's folder, replaced as a whole when all is done
+    """
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     config = CONFIGS[name]
-    corpus = make_corpus(STORIES, generator)
-    if name == "gpt2":
-        train, measure, save = train_gpt2, measure_gpt2, save_gpt2
-    else:
-        train, measure, save = train_bert, measure_bert, save_bert
+    corpus = make_corpus(STORIES[name], generator)
+    train, measure, save = PARTS[name]
     tokenizer, model = train(corpus, config, run, generator)
     draws = torch.Generator().manual_seed(seed + 1)
     measured = measure(corpus, tokenizer, model, draws)
     what, limits = WHAT[name]
     log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     card = CARD.format(
-        name=NAMES[name], what=what, limits=limits, kind=name, stories=STORIES,
+        name=NAMES[name], what=what, limits=limits, kind=name, stories=STORIES[name],
         steps=config.steps, batch=config.batch_size,
+        optimizer=OPTIMIZER_NAMES[config.optimizer],
         tokens=int(json.loads(log[-1])["tokens"]),
         parameters=models.num_parameters(model), vocabulary=len(tokenizer),
         measured=json.dumps(measured, indent=1),
