@@ -27,7 +27,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 # A room may import the rooms before it; a bar divides the levels for the reader.
 ROOMS = """
-    batches masking runs
+    batches masking processes runs
     | tokenizers world models rewards advantages losses exact metrics
     | sampling scoring
     | rollout

@@ -18,8 +18,8 @@ from tokrl.rollout import collect
 from tokrl.runs import reproducible
 from tokrl.scoring import completion_logits, token_logprobs
 from tokrl.tokenizers import WordTokenizer
-from tokrl.training import PolicyConfig, train_policy
-from tokrl.training.policy import token_advantages, update
+from tokrl.training import Learner, PolicyConfig, train_policy
+from tokrl.training.experience import prepare, token_advantages
 from tokrl.world import END, World
 
 
@@ -100,6 +100,7 @@ def test_reinforce_loss_and_its_gradient_by_hand():
         logprobs.detach(),
         advantages,
         mask,
+        kind="reinforce",
         aggregate="constant",
         max_length=2,
     )
@@ -129,8 +130,8 @@ def everything():
     return ids, mask
 
 
-@pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
-def test_the_expected_update_is_the_exact_policy_gradient(float64, baseline):
+@pytest.mark.parametrize("advantage", ["returns", "leave_one_out", "rloo"])
+def test_the_expected_update_is_the_exact_policy_gradient(float64, advantage):
     shape = {"width": 8, "layers": 1, "heads": 2, "max_length": 8}
     model = models.build("transformer", 4, float64, **shape)
     ids, mask = everything()
@@ -151,7 +152,7 @@ def test_the_expected_update_is_the_exact_policy_gradient(float64, baseline):
     assert probs.sum().item() == pytest.approx(1.0, abs=1e-12)
     exact = gradient((probs * rewards.sum(-1)).sum())
 
-    config = PolicyConfig(group_size=2, max_new_tokens=LENGTH, baseline=baseline)
+    config = PolicyConfig(group_size=2, max_new_tokens=LENGTH, advantage=advantage)
     # Every pair of completions is one possible group; weigh its loss by its chance.
     i, j = (part.flatten() for part in torch.meshgrid(*[torch.arange(count)] * 2,
                                                       indexing="ij"))  # fmt: skip
@@ -165,7 +166,7 @@ def test_the_expected_update_is_the_exact_policy_gradient(float64, baseline):
     logprobs = token_logprobs(model, prompt, prompt, ids, mask)[rows]
     loss, _ = policy_loss(
         logprobs * weight, torch.zeros_like(logprobs), advantages, mask[rows],
-        aggregate="constant", max_length=LENGTH,
+        kind="reinforce", aggregate="constant", max_length=LENGTH,
     )  # fmt: skip
     expected = gradient(loss * len(rows) * LENGTH / 2)
     torch.testing.assert_close(expected, -exact, rtol=0, atol=1e-10)
@@ -300,8 +301,9 @@ def test_an_update_moves_logprobs_with_the_sign_of_the_advantage(float64):
     inputs = [
         getattr(rollout, name).clone() for name in ("token_rewards", "old_logprobs")
     ]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    update(model, optimizer, rollout, config)
+    learner = Learner(model, None, config)
+    learner.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    learner.update(prepare(rollout, model, None, None, config))
     assert probability() > before * 1.02
     assert torch.equal(inputs[0], rollout.token_rewards)
     assert torch.equal(inputs[1], rollout.old_logprobs)
@@ -326,7 +328,7 @@ def test_training_reaches_the_optimum_of_a_known_task(float64):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("steps", 0), ("group_size", 1), ("gamma", 1.5), ("baseline", "mean"),
+        ("steps", 0), ("group_size", 1), ("gamma", 1.5), ("advantage", "mean"),
         ("aggregate", "sum"), ("learning_rate", 0.0), ("max_new_tokens", 2.5),
     ],
 )  # fmt: skip

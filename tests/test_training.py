@@ -110,8 +110,11 @@ def test_the_longest_text_a_model_can_learn_from(float64):
 def test_a_clipped_gradient_by_hand(float64):
     model = torch.nn.Linear(2, 1)
     for limit, scale in ((10.0, 1.0), (1.0, 0.2)):
-        loss = 3 * model.weight[0, 0] - 4 * model.bias[0]
-        norm = clipped_gradient(loss, model, limit, 1)
+        parts = (part() for part in (lambda: 3 * model.weight[0, 0],
+                                     lambda: -4 * model.bias[0]))  # fmt: skip
+        expected = 3 * model.weight[0, 0] - 4 * model.bias[0]
+        total, norm = clipped_gradient(parts, model, limit, 1)
+        assert total == pytest.approx(float(expected.detach()))
         assert norm == pytest.approx(5)
         assert model.weight.grad[0].tolist() == pytest.approx([3 * scale, 0])
         assert model.bias.grad.tolist() == pytest.approx([-4 * scale])

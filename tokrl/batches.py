@@ -1,8 +1,11 @@
 """The records that pass between the rooms: frozen, with a shape for each field."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,23 @@ class Rollout:
 
     def __len__(self) -> int:
         return self.completion_ids.shape[0]
+
+    def take(self, rows: Tensor, group_size: int = 1) -> "Rollout":
+        """These rows (a long tensor of row numbers) as a rollout of their own."""
+        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self)[:6]}
+        return Rollout(**tensors, group_size=group_size)
+
+    @staticmethod
+    def join(parts: Sequence["Rollout"]) -> "Rollout":
+        """Rollouts with groups of one size as one, padded with 0 to the longest."""
+        prompt = max(part.prompt_ids.shape[1] for part in parts)
+        completion = max(part.completion_ids.shape[1] for part in parts)
+        columns: dict[str, list[Tensor]] = {}
+        for part in parts:
+            for name in (f.name for f in fields(part)[:6]):
+                tensor = getattr(part, name)
+                left = name.startswith("prompt")
+                more = (prompt if left else completion) - tensor.shape[1]
+                padded = pad(tensor, (more, 0) if left else (0, more))
+                columns.setdefault(name, []).append(padded)
+        return replace(parts[0], **{name: torch.cat(c) for name, c in columns.items()})

@@ -43,9 +43,30 @@ def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
     ]
 
 
+def require_shape(mask: Tensor, **matrices: Tensor) -> None:
+    """Raise ValueError, which names the matrix, unless all are shaped as the mask.
+
+    Without it a vector that was meant as a column would be read as a row, silently.
+    """
+    for name, matrix in matrices.items():
+        if matrix.shape != mask.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(matrix.shape)}, the mask "
+                f"{tuple(mask.shape)}: they must be equal"
+            )
+
+
+def zero_masked(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is 1, else 0; what stood there, NaN too, leaves no trace.
+
+    Nor does it in the gradient, which `values * mask` would turn into NaN.
+    """
+    return torch.where(mask.bool(), values, torch.zeros_like(values))
+
+
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum of `values` where `mask` is 1; masked values may be anything, NaN too."""
-    kept = torch.where(mask.bool(), values, torch.zeros_like(values))
+    kept = zero_masked(values, mask)
     return kept.sum() if dim is None else kept.sum(dim)
 
 
@@ -53,3 +74,21 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of `values` where `mask` is 1; 0 where nothing is unmasked."""
     count = mask.sum() if dim is None else mask.sum(dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Values with mean 0 and variance 1 over the unmasked ones; 0 where masked.
+
+    (v - mean) / sqrt(variance + 1e-8), the variance with Bessel's correction. With
+    shift_mean=False the mean is put back: only the scale changes.
+    Values that are all equal become exactly 0 (or their mean): rounding would leave
+    a rest, and the division magnify it ten thousand times.
+    """
+    mean = masked_mean(values, mask)
+    centred = values - mean
+    kept = values[mask.bool()]
+    if kept.numel() and kept.min() == kept.max():
+        centred = torch.zeros_like(values)
+    variance = masked_sum(centred.square(), mask) / (mask.sum() - 1).clamp(min=1)
+    whitened = centred * torch.rsqrt(variance + 1e-8)
+    return zero_masked(whitened if shift_mean else whitened + mean, mask)

@@ -1,6 +1,7 @@
 """From prompts to judged completions: one batch of experience."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,11 +30,14 @@ def collect(
     group_size: int = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> Rollout:
     """Sample `group_size` completions of each prompt and let the reward judge them.
 
     prompts  texts; an empty one starts from `<bos>` alone
     reward   in TRL's convention, see `tokrl.rewards`
+    columns  what else the reward needs of each prompt, such as {"answer": [...]}; it
+             gets them by name, one entry for each completion
     Returns a `Rollout` of B = len(prompts) * group_size rows. Tokens that a token
     reward did not judge (None) are masked out.
     """
@@ -45,7 +49,13 @@ def collect(
     )  # fmt: skip
     rows = unpad(ids, mask)
     texts = [tokenizer.decode(row) for row in rows]
-    token_rewards, mask = token_reward_matrix(reward, repeated, texts, rows, mask)
+    repeated_columns = {
+        name: [value for value in column for _ in range(group_size)]
+        for name, column in (columns or {}).items()
+    }
+    token_rewards, mask = token_reward_matrix(
+        reward, repeated, texts, rows, mask, **repeated_columns
+    )
     return Rollout(
         prompt_ids, prompt_mask, ids, mask, logprobs, token_rewards, group_size
     )

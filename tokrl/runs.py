@@ -247,6 +247,13 @@ def _put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: _put_tensors(v, tensors) for key, v in pairs}
 
 
+def fingerprint(value: Any) -> str:
+    """A few letters that differ where values do: what `save_checkpoint` can store."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_take_tensors(value, tensors))
+    return _checksum(text, tensors)
+
+
 def random_state(generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Where the draws of a run stand: its generator's, and torch's own (dropout)."""
     source = generator or torch.default_generator

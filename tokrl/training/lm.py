@@ -176,11 +176,11 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
             done = step + 1
-            current = batch_loss(model, batch)
-            clipped_gradient(current, model, config.clip_grad, done)
+            losses = [batch_loss(model, batch)]
+            current, _ = clipped_gradient(losses, model, config.clip_grad, done)
             optimizer.step()
             tokens += sum(len(text) - 1 for text in batch)
-            metrics = {"loss": current.detach(), "tokens": tokens}
+            metrics = {"loss": current, "tokens": tokens}
             last = done == config.steps
             if held_out is not None and _due(done, config.eval_every, last):
                 metrics["held_out"] = evaluate(model, held_out, loss=held_out_loss)

@@ -1,112 +1,34 @@
-"""Reinforcement: collect, reward, advantage, step."""
+"""Reinforcement: collect, reward, advantage, a few steps; and again."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokrl.advantages import leave_one_out, returns_to_go
-from tokrl.batches import Rollout
-from tokrl.losses import kl_estimate, policy_loss
-from tokrl.losses.aggregate import MODES
-from tokrl.masking import masked_mean
+from tokrl import processes
+from tokrl.losses import kl_estimate, policy_loss, value_loss
+from tokrl.masking import masked_mean, masked_sum
+from tokrl.models import ValueModel, with_value_head
 from tokrl.rewards import Reward
-from tokrl.rollout import collect
-from tokrl.runs import History, progress
-from tokrl.scoring import completion_logits, entropy, token_logprobs
+from tokrl.runs import History, Run, fingerprint, interrupt_between_steps, progress
+from tokrl.scoring import completion_logits, entropy
 from tokrl.tokenizers import Tokenizer
-
-BASELINES = ("none", "leave_one_out")
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """How a policy is trained.
-
-    steps             updates
-    prompts_per_step  prompts drawn for each update
-    group_size        completions of each prompt
-    max_new_tokens    longest completion
-    learning_rate     AdamW's, constant
-    gamma             discount of later rewards: 1 credits a token with all that
-                      follows it, 0 with its own reward alone
-    baseline          leave_one_out: subtract the mean return of the group's other
-                      completions; none
-    kl_coef           price of one nat of KL to the reference: each token's reward
-                      is lowered by kl_coef log(pi / pi_ref), Ziegler et al. 2019
-    temperature       at which completions are sampled and scored
-    aggregate         how per-token losses add up: token_mean, sequence_mean,
-                      constant (over max_new_tokens)
-    clip_grad         largest norm of the gradient
-    """
-
-    steps: int = 100
-    prompts_per_step: int = 1
-    group_size: int = 64
-    max_new_tokens: int = 64
-    learning_rate: float = 5e-4
-    gamma: float = 1.0
-    baseline: str = "leave_one_out"
-    kl_coef: float = 0.0
-    temperature: float = 1.0
-    aggregate: str = "constant"
-    clip_grad: float = 1.0
-
-    def __post_init__(self):
-        for name in ("steps", "prompts_per_step", "group_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
-        for name in ("learning_rate", "temperature", "clip_grad"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"{name}={value!r}: give a number above 0")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma!r}: give a number from 0 to 1")
-        if not self.kl_coef >= 0:
-            raise ValueError(f"kl_coef={self.kl_coef!r}: give a number of at least 0")
-        for name, allowed in (("baseline", BASELINES), ("aggregate", MODES)):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: give one of {', '.join(allowed)}")
-        if self.baseline == "leave_one_out" and self.group_size < 2:
-            raise ValueError(
-                f"group_size={self.group_size}: the baseline 'leave_one_out' needs at "
-                "least 2"
-            )
-
-
-def pay_kl(
-    rollout: Rollout, reference: nn.Module, config: PolicyConfig
-) -> tuple[Rollout, Tensor]:
-    """Lower each token's reward by its share of the KL to the reference.
-
-    Returns the rollout with its new token rewards, and d_t = log(pi / pi_ref) of the
-    sampled tokens, (B, T), nats, 0 where masked: its sum over a row is an unbiased
-    estimate of the sequence's KL.
-    """
-    mask = rollout.completion_mask
-    with torch.no_grad():
-        ref_logprobs = token_logprobs(
-            reference, rollout.prompt_ids, rollout.prompt_mask,
-            rollout.completion_ids, mask, config.temperature,
-        )  # fmt: skip
-    drift = kl_estimate(rollout.old_logprobs * mask, ref_logprobs, "k1")
-    token_rewards = rollout.token_rewards - config.kl_coef * drift
-    return replace(rollout, token_rewards=token_rewards), drift
-
-
-def token_advantages(rollout: Rollout, config: PolicyConfig) -> Tensor:
-    """Reward-to-go minus the baseline, (B, T), 0 where masked."""
-    returns = returns_to_go(
-        rollout.token_rewards, rollout.completion_mask, config.gamma
-    )
-    if config.baseline == "none":
-        return returns
-    baseline = leave_one_out(returns[:, 0], rollout.group_size)
-    return (returns - baseline[:, None]) * rollout.completion_mask
+from tokrl.training.experience import (
+    Experience,
+    gather,
+    groups_without_signal,
+    pay_kl,
+    prepare,
+    state_values,
+    weights_over_all_processes,
+)
+from tokrl.training.gradient import clipped_gradient
+from tokrl.training.policy_config import PolicyConfig
 
 
 def train_policy(
@@ -117,86 +39,265 @@ def train_policy(
     tokenizer: Tokenizer,
     generator: torch.Generator | None = None,
     reference: nn.Module | None = None,
+    critic: ValueModel | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    folder: str | None = None,
+    resume: bool = False,
 ) -> History:
-    """Improve a policy by REINFORCE: its own samples, weighted by their advantage.
+    """Improve a policy by its own samples, weighted by their advantage.
 
     prompts    texts to start from; [""] samples whole texts
     reward     a sequence or token reward, see `tokrl.rewards`
     generator  source of all draws
     reference  the policy to which the KL is measured, and paid where kl_coef is above
                0; None takes the model as it is when training starts, if it is paid
+    critic     for the advantage gae: a model with a value head, trained along; None
+               gives the model itself one if it has a head, and else a copy of it
+    columns    what else the reward needs of each prompt, under its name
+    folder     where config.json, log.jsonl and checkpoint.safetensors are kept, see
+               `tokrl.runs.Run`; None keeps nothing. Ctrl-C then waits for the end of
+               a step and saves.
+    resume     go on from the folder's checkpoint, if there is one, as if the run had
+               never stopped; give the same untrained model, prompts and generator
     Returns a History with, for each step, means over its completions before the
-    update: `reward/mean` (per completion), `reward/std`, `policy/loss`,
-    `policy/entropy` (nats per token), `policy/length` (tokens that count),
-    `policy/grad_norm` and, where there is a reference, `policy/ref_kl` (nats per
-    completion). `reward/mean` is what the reward gave, before the price of the KL.
-    Raises ValueError for no prompts or a reward that returns nonsense (named).
+    update: `reward/mean` (per completion, what the reward gave), `reward/std`,
+    `reward/frac_zero_std` (groups without signal), `policy/length` (tokens that
+    count), and where there is a reference `policy/ref_kl` (nats per completion); and
+    means over its updates: `policy/loss`, `policy/entropy` (nats per token),
+    `policy/grad_norm`, `policy/approx_kl` (nats per token), `policy/ratio`,
+    `policy/clip_frac`, with a critic `value/loss`, `value/clip_frac` and
+    `value/explained` (share of the variance of the returns); and seconds:
+    `time/collect`, `time/update`.
+    With several processes (`tokrl.processes.join`) each draws its part of the prompts,
+    and the update is that of one process with all of them; process 0 keeps the files.
+    Raises ValueError for no prompts, a reward that returns nonsense (named), or a
+    folder that does not fit; FloatingPointError where a loss or a gradient is not
+    finite, which the weights and the last checkpoint do not take in.
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"prompts={prompts!r}: give a list of texts; [''] for none")
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-        fused=True,
-    )
+    columns = dict(columns or {})
+    _check_prompts(prompts, columns, config)
+    if config.advantage != "gae":
+        critic = None
+    elif critic is None:
+        own = isinstance(model, ValueModel)
+        critic = model if own else with_value_head(copy.deepcopy(model))
     if config.kl_coef and reference is None:
         reference = copy.deepcopy(model)
-    history = History()
-    for step in progress(range(1, config.steps + 1), desc="train_policy"):
-        drawn = torch.randint(
-            len(prompts), (config.prompts_per_step,), generator=generator
-        )
-        rollout = collect(
-            model, [prompts[i] for i in drawn.tolist()], reward, tokenizer,
-            config.max_new_tokens, config.group_size, config.temperature, generator,
+    learner = Learner(model, critic, config)
+    first = processes.number() == 0
+    data = {
+        "prompts": fingerprint(list(prompts)), "model": fingerprint(model.state_dict()),
+        "processes": processes.count(),
+    }  # fmt: skip
+    run = Run(folder if first else None, asdict(config), data, resume and first)
+    start = _restore(run, learner, generator)
+    careful = (
+        nullcontext(lambda: False) if folder is None else interrupt_between_steps()
+    )
+    with careful as interrupted:
+        bar = progress(range(start, config.steps), desc="train_policy")
+        for done in bar:
+            step = done + 1
+            began = time.perf_counter()
+            rollout = gather(
+                model, prompts, columns, reward, config, tokenizer, generator
+            )
+            metrics = {
+                "reward/mean": rollout.rewards.mean(),
+                "reward/std": rollout.rewards.std(correction=0),
+                "reward/frac_zero_std": groups_without_signal(rollout).double().mean(),
+                "policy/length": rollout.lengths.double().mean(),
+            }
+            ref_logprobs = None
+            if reference is not None:
+                rollout, drift, ref_logprobs = pay_kl(rollout, reference, config)
+                metrics["policy/ref_kl"] = drift.sum(-1).mean()
+            experience = prepare(rollout, model, critic, ref_logprobs, config)
+            if critic is not None:
+                metrics["value/explained"] = experience.explained()
+            collected = time.perf_counter()
+            metrics.update(learner.learn(experience, generator, step))
+            metrics = _mean_over_processes(metrics)
+            metrics["time/collect"] = collected - began
+            metrics["time/update"] = time.perf_counter() - collected
+            run.history.add(step, **metrics)
+            shown = {"reward": f"{float(metrics['reward/mean']):.3f}"}
+            if reference is not None:
+                shown["KL"] = f"{float(metrics['policy/ref_kl']):.3f}"
+            bar.set_postfix(shown)
+            stop = any(processes.from_all(interrupted()))
+            every = config.checkpoint_every
+            if stop or step == config.steps or (every and step % every == 0):
+                _save(run, learner, generator, step)
+            if stop:
+                raise KeyboardInterrupt
+    return run.history
+
+
+class Learner(nn.Module):
+    """A policy, its critic if it has one, and the optimiser of both."""
+
+    def __init__(
+        self, policy: nn.Module, critic: ValueModel | None, config: PolicyConfig
+    ):
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.config = config
+        self.optimizer = torch.optim.AdamW(
+            self.parameters(), lr=config.learning_rate, betas=(0.9, 0.95),
+            weight_decay=0.0, fused=True,
         )  # fmt: skip
-        metrics = {"reward/mean": rollout.rewards.mean()}
-        metrics["reward/std"] = rollout.rewards.std(correction=0)
-        if reference is not None:
-            rollout, drift = pay_kl(rollout, reference, config)
-            metrics["policy/ref_kl"] = drift.sum(-1).mean()
-        metrics.update(update(model, optimizer, rollout, config))
-        history.add(step, **metrics)
-    return history
 
+    def learn(
+        self, experience: Experience, generator: torch.Generator | None, step: int
+    ) -> dict[str, float]:
+        """All updates of one rollout; returns the means of their metrics.
 
-def update(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    config: PolicyConfig,
-) -> dict[str, float]:
-    """One gradient step on one rollout; returns its metrics.
+        step  for error messages
+        """
+        config, rows = self.config, len(experience.rollout)
+        found: list[dict[str, float]] = []
+        for _ in range(config.epochs):
+            parts = [torch.arange(rows)]
+            if config.minibatches > 1:
+                order = torch.randperm(rows, generator=generator)
+                parts = order.tensor_split(config.minibatches)
+            found += [self.update(experience.take(part), step) for part in parts]
+        names = found[0]
+        return {name: sum(m[name] for m in found) / len(found) for name in names}
 
-    If every advantage is 0 there is nothing to learn and the weights stay as they
-    are, to the last bit.
-    """
-    mask = rollout.completion_mask
-    advantages = token_advantages(rollout, config)
-    logits = (
-        completion_logits(
-            model, rollout.prompt_ids, rollout.prompt_mask, rollout.completion_ids, mask
+    def update(self, experience: Experience, step: int = 0) -> dict[str, float]:
+        """One step of the optimiser on one minibatch; returns its metrics.
+
+        If nothing in it pulls at the weights they stay as they are, to the last bit:
+        Adam would go on with the momentum of earlier steps.
+        """
+        metrics: dict[str, float] = {}
+        losses = self._losses(experience, metrics)
+        loss, norm = clipped_gradient(losses, self, self.config.clip_grad, step)
+        if norm > 0:
+            self.optimizer.step()
+        return {"policy/loss": float(loss), "policy/grad_norm": float(norm), **metrics}
+
+    def _losses(
+        self, experience: Experience, metrics: dict[str, float]
+    ) -> Iterator[Tensor]:
+        """The loss of each micro-batch; the weights are those of the whole."""
+        config, rollout = self.config, experience.rollout
+        mask = rollout.completion_mask
+        weights = weights_over_all_processes(
+            mask, config.aggregate, config.max_new_tokens
         )
-        / config.temperature
-    )  # (B, T, V)
-    logprobs = torch.log_softmax(logits, -1)
-    logprobs = logprobs.gather(-1, rollout.completion_ids[..., None])[..., 0]
-    loss, _ = policy_loss(
-        logprobs, rollout.old_logprobs, advantages, mask,
-        aggregate=config.aggregate, max_length=config.max_new_tokens,
-    )  # fmt: skip
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the policy loss is {loss.item()}")
-    optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-    if advantages.any():
-        optimizer.step()
-    return {
-        "policy/loss": loss.detach(),
-        "policy/entropy": masked_mean(entropy(logits.detach()), mask),
-        "policy/length": rollout.lengths.double().mean(),
-        "policy/grad_norm": norm,
-    }
+        value_weights = weights_over_all_processes(mask)
+        rows = torch.arange(len(rollout))
+        size = config.micro_batch or len(rollout)
+        if size < len(rollout):  # like lengths together, so that little is padding
+            rows = rollout.lengths.argsort(descending=True, stable=True)
+        for part in rows.split(size):
+            piece = experience.take(part)
+            length = piece.advantages.shape[1]
+            share = float(piece.rollout.completion_mask.sum() / mask.sum().clamp(min=1))
+            loss, found = self._loss(
+                piece, weights[part, :length], value_weights[part, :length]
+            )
+            for name, value in found.items():
+                metrics[name] = metrics.get(name, 0.0) + share * value
+            yield loss
+
+    def _loss(
+        self, piece: Experience, weights: Tensor, value_weights: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of some rows, each token with its weight, and metrics.
+
+        value_weights  those of the critic: a mean over tokens
+        """
+        config, rollout = self.config, piece.rollout
+        mask = rollout.completion_mask
+        logits = (
+            completion_logits(
+                self.policy, rollout.prompt_ids, rollout.prompt_mask,
+                rollout.completion_ids, mask,
+            )
+            / config.temperature
+        )  # (B, T, V)  # fmt: skip
+        logprobs = torch.log_softmax(logits, -1)
+        logprobs = logprobs.gather(-1, rollout.completion_ids[..., None])[..., 0]
+        loss, found = policy_loss(
+            logprobs, rollout.old_logprobs, piece.advantages, mask,
+            config.clip_low, config.clip_high, config.kind,
+            weights=weights * piece.policy_mask,
+        )  # fmt: skip
+        metrics = {f"policy/{name}": value for name, value in found.items()}
+        with torch.set_grad_enabled(config.entropy_coef > 0):
+            spread = entropy(logits)
+        metrics["policy/entropy"] = float(masked_mean(spread.detach(), mask))
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * masked_sum(spread * weights, mask)
+        if piece.ref_logprobs is not None:
+            drift = kl_estimate(logprobs, piece.ref_logprobs, config.kl_kind)
+            loss = loss + config.kl_coef * masked_sum(drift * weights, mask)
+        if self.critic is not None:
+            values = state_values(self.critic, rollout)
+            error, found = value_loss(
+                values, piece.old_values, piece.returns, mask, config.value_clip,
+                weights=value_weights,
+            )  # fmt: skip
+            loss = loss + config.value_coef * error
+            metrics["value/loss"] = float(error.detach() / value_weights.sum())
+            metrics["value/clip_frac"] = found["clip_frac"]
+        return loss, metrics
+
+
+def _check_prompts(
+    prompts: Sequence[str], columns: Mapping[str, Sequence[Any]], config: PolicyConfig
+) -> None:
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts={prompts!r}: give a list of texts; [''] for none")
+    for name, column in columns.items():
+        if len(column) != len(prompts):
+            raise ValueError(
+                f"columns[{name!r}] has {len(column)} entries for {len(prompts)} "
+                "prompts: give one for each"
+            )
+    if config.prompts_per_step % processes.count():
+        raise ValueError(
+            f"prompts_per_step={config.prompts_per_step} with {processes.count()} "
+            "processes: give a multiple of their number"
+        )
+
+
+def _mean_over_processes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Each metric's mean over the processes; the loss is a sum over them already."""
+    every = processes.from_all({name: float(v) for name, v in metrics.items()})
+    return {name: sum(m[name] for m in every) / len(every) for name in metrics}
+
+
+def _save(
+    run: Run, learner: Learner, generator: torch.Generator | None, step: int
+) -> None:
+    """A checkpoint by process 0, with where the draws of all of them stand."""
+    source = generator or torch.default_generator
+    draws = processes.from_all(source.get_state())
+    run.save(learner, learner.optimizer, generator, step=step, draws=draws)
+
+
+def _restore(run: Run, learner: Learner, generator: torch.Generator | None) -> int:
+    """Take up what process 0 has read; returns the steps already done.
+
+    In a new run all processes start with the weights of process 0, and each draws
+    from a seed of its own.
+    """
+    saved = run.restore(learner, learner.optimizer, generator)
+    if processes.count() == 1:
+        return saved.get("step", 0)
+    state = (learner.state_dict(), learner.optimizer.state_dict(), saved)
+    weights, optimizer, saved = processes.from_first(state)
+    learner.load_state_dict(weights)
+    learner.optimizer.load_state_dict(optimizer)
+    source = generator or torch.default_generator
+    if saved:
+        source.set_state(saved["draws"][processes.number()])
+    elif processes.number():
+        source.manual_seed(source.initial_seed() + processes.number())
+    return saved.get("step", 0)
