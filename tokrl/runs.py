@@ -29,9 +29,10 @@ def reproducible(seed: int = 0, threads: int = 1) -> torch.Generator:
     Returns a `torch.Generator` with the given seed; every draw of the book comes
     from such a generator, never from hidden global state.
     """
-    # What the libraries of Hugging Face, imported later, say of their progress, and
-    # tqdm of missing widgets, is no part of a chapter.
+    # What the libraries of Hugging Face, imported later, say of their progress and of
+    # weights left aside, and tqdm of missing widgets, is no part of a chapter.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", "IProgress not found")
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(threads)
