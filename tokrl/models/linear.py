@@ -17,9 +17,9 @@ ENOUGH = 1_500_000
 
 def _find_onednn() -> Any:
     """The operator, if this torch has it and it does what we know of it."""
-    one = torch.ones(1, 1)
+    one = torch.ones(1, 1, dtype=torch.float32)
     try:
-        product = torch.ops.mkldnn._linear_pointwise(one, one, one, "none", [], "")
+        product = torch.ops.mkldnn._linear_pointwise(one, one, one[0], "none", [], "")
     except (AttributeError, RuntimeError):  # not there, not built in, or changed
         return None
     same = torch.equal(product, 2 * one)

@@ -160,6 +160,10 @@ def measure_gpt2(
                 "above the floor, %": round(100 * mean / floor, 2),
                 "standard error, %": round(100 * error / floor, 2),
             }
+        above = [found[f"{part}, {lang}"]["above the floor, %"] for lang in LANGUAGES]
+        found[f"{part}, both"] = {
+            "above the floor, %": round(sum(above) / len(above), 2)
+        }
     prompt = torch.full((HELD_OUT, 1), tokenizer.bos_id)
     ids, mask, _ = generate(
         model, prompt, torch.ones_like(prompt), 200, eos_id=tokenizer.eos_id,
