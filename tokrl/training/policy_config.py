@@ -45,7 +45,9 @@ class PolicyConfig:
     kl_coef           price of one nat of KL to the reference
     kl_in             where it is paid: reward, each token's lowered by
                       kl_coef log(pi / pi_ref) (Ziegler et al. 2019); or loss
-    kl_kind           the estimate for the loss: k1, k2, k3
+    kl_kind           the estimate for the loss: k1, k2, k3. Where advantages are
+                      divided by a standard deviation and the loss pays the KL, a nat
+                      costs kl_coef times that deviation, in units of the reward
     entropy_coef      bonus for a nat of entropy per token
     entropy_share     share of the tokens, those of the highest entropy, that the policy
                       learns from (Wang et al. 2025)
