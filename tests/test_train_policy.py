@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from tokrl import models, processes
 from tokrl.batches import Rollout
+from tokrl.rewards import CombinedReward
 from tokrl.rollout import collect
 from tokrl.runs import reproducible
 from tokrl.tokenizers import WordTokenizer
@@ -190,6 +191,18 @@ def test_metrics_have_the_fields_names():
                  "policy/approx_kl", "policy/ref_kl", "policy/entropy", "value/loss",
                  "value/explained", "time/collect", "time/update"):  # fmt: skip
         assert len(history[name]) == 1, name
+
+
+def test_the_parts_of_a_reward_are_in_the_history():
+    parts = CombinedReward({"share": (share_a, 2.0), "count": (count_a, 0.5)})
+    config = settings("rloo", steps=4)
+    history = train_policy(policy(), [""], parts, config, TOKENIZER, seeded())
+    for total, share, count in zip(
+        history["reward/mean"], history["reward/share"], history["reward/count"],
+        strict=True,
+    ):  # fmt: skip
+        assert total == pytest.approx(2 * share + count / 2)
+    assert max(history["reward/share"]) > 0
 
 
 def test_columns_reach_the_reward_with_their_prompt():

@@ -133,7 +133,8 @@ class LearnedReward:
 
     The model splits a text in its own way, and may read on to the end of a word that
     the policy has only begun. So it is shown each beginning of the text as a text of
-    its own; those that are split as the whole text is, nearly all, share one row.
+    its own; those that are split as the whole text is share one row with it, which
+    are all that end between words: characters cost far more rows than words.
 
     model      a RewardModel
     tokenizer  the policy's

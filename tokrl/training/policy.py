@@ -47,7 +47,8 @@ def train_policy(
     """Improve a policy by its own samples, weighted by their advantage.
 
     prompts    texts to start from; [""] samples whole texts
-    reward     a sequence or token reward, see `tokrl.rewards`
+    reward     a sequence or token reward, see `tokrl.rewards`; the gamma of a
+               `PotentialShaping` must be that of the configuration
     generator  source of all draws
     reference  the policy to which the KL is measured, and paid where kl_coef is above
                0; None takes the model as it is when training starts, if it is paid
@@ -61,7 +62,8 @@ def train_policy(
                never stopped; give the same untrained model, prompts and generator
     Returns a History with, for each step, means over its completions before the
     update: `reward/mean` (per completion, what the reward gave), `reward/std`,
-    `reward/frac_zero_std` (groups without signal), `policy/length` (tokens that
+    `reward/frac_zero_std` (groups without signal), what else the reward measured in
+    its last call (the parts of a `CombinedReward`), `policy/length` (tokens that
     count), and where there is a reference `policy/ref_kl` (nats per completion); and
     means over its updates: `policy/loss`, `policy/entropy` (nats per token),
     `policy/grad_norm`, `policy/approx_kl` (nats per token), `policy/ratio`,
@@ -107,6 +109,7 @@ def train_policy(
                 "reward/std": rollout.rewards.std(correction=0),
                 "reward/frac_zero_std": groups_without_signal(rollout).double().mean(),
                 "policy/length": rollout.lengths.double().mean(),
+                **getattr(reward, "metrics", {}),
             }
             ref_logprobs = None
             if reference is not None:
