@@ -52,7 +52,7 @@ stability: setup ## the notebooks again, as on a much older processor
 	@echo "==> Notebooks under another CPU setting (some minutes)"
 	@$(OTHER_CPU) $(NBVAL) --nbval-cell-timeout 600
 
-bench: setup ## ours beside the libraries, CPU seconds on one thread, into _build/bench.json
+bench: setup ## ours beside the libraries, in seconds, into _build/bench.json
 	@$(PY) tests/bench.py --out _build/bench.json
 
 lint: setup ## ruff: rules and formatting

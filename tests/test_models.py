@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tokrl import models
-from tokrl.models.linear import ENOUGH, linear
 
 
 @pytest.fixture
@@ -30,38 +28,6 @@ def test_attention_by_hand():
     torch.testing.assert_close(got, torch.tensor([[6.0, 2.0], [7.0, 3.0]]))
     got = models.attention(q, k, v, torch.tensor([[False, True], [False, False]]))
     torch.testing.assert_close(got, torch.tensor([[4.0, 0.0], [7.0, 3.0]]))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("learn", ["all", "weight", "x"])
-def test_large_products_are_those_of_torch(bias, learn):
-    """Outputs and gradients of a float32 product by oneDNN against float64."""
-    draws = torch.Generator().manual_seed(0)
-    x, weight, direction = (
-        torch.randn(*shape, generator=draws, dtype=torch.float64)
-        for shape in ((6, 70, 64), (96, 64), (6, 70, 96))
-    )
-    b = torch.randn(96, generator=draws, dtype=torch.float64) if bias else None
-    results = []
-    for dtype, product in ((torch.float32, linear), (torch.float64, F.linear)):
-        given = [None if t is None else t.to(dtype).detach() for t in (x, weight, b)]
-        for tensor, name in zip(given, ("x", "weight", "bias"), strict=True):
-            if tensor is not None and learn in ("all", name):
-                tensor.requires_grad_()
-        out = product(*given)
-        (out * direction.to(dtype)).sum().backward()
-        results.append([out, *(t.grad for t in given if t is not None)])
-    assert results[0][0].numel() * 64 >= ENOUGH
-    for ours, exact in zip(*results, strict=True):
-        assert (ours is None) == (exact is None)
-        if ours is not None:
-            torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-3)
-
-
-def test_without_the_operator_torch_multiplies(monkeypatch):
-    x, weight = torch.randn(600, 64), torch.randn(64, 64)
-    monkeypatch.setattr("tokrl.models.linear.ONEDNN", None)
-    assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 
 def test_fused_attention_is_the_one_written_out(model):

@@ -1,4 +1,9 @@
-"""Sampling draws from the model's distribution and reports its log-probs."""
+"""Sampling draws from the model's distribution; scoring says how likely its draws are.
+
+What is done fast is done here again, slowly: a row at a time, without a cache.
+"""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +11,13 @@ import torch
 from tokrl import models
 from tokrl.masking import pad
 from tokrl.sampling import generate, sample_next_token
-from tokrl.scoring import entropy, token_logprobs
+from tokrl.scoring import (
+    completion_logits,
+    entropy,
+    token_kl,
+    token_logprobs,
+    token_logprobs_and_entropy,
+)
 
 
 @pytest.fixture
@@ -14,6 +25,13 @@ def model():
     generator = torch.Generator().manual_seed(3)
     shape = {"width": 16, "layers": 2, "heads": 2, "max_length": 40}
     return models.build("transformer", 9, generator, **shape).double()
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def seeded(seed=0):
@@ -104,9 +122,229 @@ def test_top_k_and_top_p_keep_the_likeliest():
         torch.testing.assert_close(logprobs, logits[0][ids])
 
 
+def slowly(model, ids, mask, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
+    """What `generate` gives from `seeded()` if 2 ends a row: row by row, no cache."""
+    generator, rows = (
+        seeded(),
+        [row[m.bool()] for row, m in zip(ids, mask, strict=True)],
+    )
+    draws = [
+        torch.rand(len(rows), generator=generator, dtype=torch.float64)
+        for _ in range(max_new_tokens)
+    ]
+    for i, row in enumerate(rows):
+        new, logprobs = [], []
+        while len(new) < max_new_tokens and 2 not in new:
+            given = torch.cat([row, torch.tensor(new, dtype=torch.int64)])
+            with torch.no_grad():
+                logits = model(given[None])[0][:, -1]
+            token, logprob = sample_next_token(
+                logits, draws[len(new)][i : i + 1], temperature, top_k, top_p
+            )
+            new.append(int(token))
+            logprobs.append(float(logprob))
+        yield new, logprobs
+
+
+@pytest.mark.parametrize("kind", ["transformer", "gru", "hf"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.6}, {"temperature": 1.5, "top_k": 5}, {"top_p": 0.7}],
+)
+def test_generate_does_what_one_row_at_a_time_does(model, kind, options, float64):
+    """Groups, padding and dropped rows: the same tokens, and the same log-probs."""
+    if kind == "gru":
+        model = models.build("gru", 9, seeded(3), width=16, layers=2)
+    elif kind == "hf":
+        model = models.from_hf(models.to_gpt2(model))
+    ids, mask = pad([row for row in ([1], [1, 4, 5], [1, 7, 3]) for _ in range(9)])
+    out, out_mask, logprobs = generate(
+        model, ids, mask, 20, eos_id=2, generator=seeded(), **options
+    )
+    expected = list(slowly(model, ids, mask, 20, **options))
+    lengths = out_mask.sum(-1).tolist()
+    assert lengths == [len(new) for new, _ in expected]
+    assert sorted(lengths)[9] < max(lengths) - 3, "most rows end before the last"
+    for i, (new, given) in enumerate(expected):
+        assert out[i, : len(new)].tolist() == new
+        torch.testing.assert_close(
+            logprobs[i, : len(new)], torch.tensor(given), rtol=0, atol=1e-10
+        )
+
+
+class Spy(torch.nn.Module):
+    """A model that notes the shapes of what it is given to read."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.shapes = model, []
+        self.new_cache = model.new_cache
+
+    def forward(self, ids, mask=None, cache=None):
+        self.shapes.append(tuple(ids.shape))
+        return self.model(ids, mask, cache)
+
+
+def test_a_prompt_is_read_once_and_ended_rows_no_longer(model):
+    ids, mask = pad([row for row in ([1], [1, 4, 5]) for _ in range(32)])
+    spy = Spy(model)
+    out, out_mask, _ = generate(spy, ids, mask, 25, eos_id=2, generator=seeded())
+    assert spy.shapes[0] == (2, 3)
+    assert len(spy.shapes) == out.shape[1]
+    read = [rows for rows, _ in spy.shapes[1:]]
+    going = [int(out_mask[:, t].sum()) for t in range(1, out.shape[1])]
+    for rows, needed in zip(read, going, strict=True):
+        assert rows % 8 == 0
+        assert rows >= needed
+        assert rows < needed * 4 / 3 + 8
+    assert read[0] > read[-1]
+
+
+def test_generation_stops_when_all_rows_have_ended():
+    ids, mask = prompts()
+    spy = Spy(models.build("gru", 9, seeded(3), width=16, layers=1))
+    out, out_mask, _ = generate(spy, ids, mask, 2000, eos_id=2, generator=seeded())
+    assert len(spy.shapes) == out.shape[1] < 400
+    assert (out[torch.arange(16), out_mask.sum(-1) - 1] == 2).all()
+
+
+# Scoring
+
+
+def experience(model, generator):
+    """Prompts of some groups, not side by side, and completions of all lengths."""
+    prompt = [[1], [1, 4, 5], [1, 7], [1, 4, 5, 6, 8], [1, 4]]
+    ids, mask = pad([prompt[i % 5] for i in range(21)])
+    out = torch.randint(9, (21, 19), generator=generator)
+    lengths = torch.randint(0, 20, (21,), generator=generator)
+    lengths[:3] = torch.tensor([0, 1, 19])
+    out_mask = (torch.arange(19) < lengths[:, None]).long()
+    out_mask[2, 7] = 0  # a token that does not count, but was read by those after it
+    return ids, mask, out, out_mask
+
+
+def by_one_pass_for_each_row(model, ids, mask, out, out_mask, temperature):
+    """Log-probs and entropies, from whole texts without padding."""
+    for row, real, new, counted in zip(ids, mask, out, out_mask, strict=True):
+        prompt = row[real.bool()]
+        logits = model(torch.cat([prompt, new])[None])[0][0, len(prompt) - 1 : -1]
+        probs = (logits / temperature).softmax(-1)
+        chosen = probs[torch.arange(len(new)), new].log()
+        yield chosen * counted, -(probs * probs.log()).sum(-1) * counted
+
+
+@pytest.mark.parametrize("kind", ["transformer", "lstm", "hf"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_scoring_is_one_pass_for_each_row(model, kind, temperature):
+    """Log-probs, entropies, and the gradient of both."""
+    if kind == "lstm":
+        model = models.build("lstm", 9, seeded(3), width=16, layers=2).double()
+    elif kind == "hf":
+        model = models.from_hf(models.to_gpt2(model))
+    given = experience(model, seeded(1))
+    weights = torch.randn(2, 21, 19, generator=seeded(2)).double()
+    ways = [
+        token_logprobs_and_entropy(model, *given, temperature, entropy_grad=True),
+        [
+            torch.stack(rows)
+            for rows in zip(
+                *by_one_pass_for_each_row(model, *given, temperature), strict=True
+            )
+        ],
+    ]
+    gradients = []
+    for found in ways:
+        model.zero_grad()
+        (torch.stack(list(found)) * weights).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for fast, slow in zip(*ways, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
+    assert ways[0][0].abs().sum() > 100
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-9)
+    logprobs = token_logprobs(model, *given, temperature)
+    assert torch.equal(logprobs, ways[0][0])
+
+
+def test_the_entropy_carries_a_gradient_only_if_asked(model):
+    given = experience(model, seeded(1))
+    logprobs, spread = token_logprobs_and_entropy(model, *given)
+    assert logprobs.requires_grad
+    assert not spread.requires_grad
+
+
+def test_completion_logits_are_those_of_whole_texts(model):
+    given = experience(model, seeded(1))
+    logprobs = completion_logits(model, *given).log_softmax(-1)
+    chosen = logprobs.gather(-1, given[2][..., None])[..., 0] * given[3]
+    torch.testing.assert_close(
+        chosen, token_logprobs(model, *given), rtol=0, atol=1e-10
+    )
+
+
+def test_scoring_reads_prompts_once_and_little_padding(model):
+    given = experience(model, seeded(1))
+    spy = Spy(model)
+    token_logprobs(spy, *given)
+    assert spy.shapes[0] == (5, 5)
+    read = sum(rows * columns for rows, columns in spy.shapes[1:])
+    last = given[3].double() * torch.arange(19)  # nothing is read after a last token
+    needed = int(last.amax(-1).sum())
+    assert needed < read < needed + 21 * 8
+    assert read < 0.75 * 21 * 18
+
+
+def test_scoring_leaves_the_prompts_cache_alone(model):
+    """Parts of a batch go on from the same prompts: none may find another's tokens."""
+    given = [t.repeat(4, 1) for t in experience(model, seeded(1))]
+    logprobs = token_logprobs(model, *given)
+    once = token_logprobs(model, *(t[:21] for t in given))
+    torch.testing.assert_close(logprobs, once.repeat(4, 1), rtol=0, atol=1e-12)
+
+
+def test_a_model_that_keeps_no_cache_says_so(model):
+    hf = models.to_gpt2(model)
+    wrapped = models.from_hf(hf)
+    hf.gradient_checkpointing_enable()
+    given = experience(wrapped, seeded(1))
+    expected = token_logprobs(wrapped, *given)
+    hf.train()
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+        token_logprobs(wrapped, *given)
+    hf.gradient_checkpointing_disable()
+    torch.testing.assert_close(
+        token_logprobs(wrapped, *given), expected, rtol=0, atol=1e-12
+    )
+
+
 def test_entropy_by_hand():
-    logits = torch.tensor([[0.0, 0.0, -1e9], [3.0, -1e9, -1e9]])
-    torch.testing.assert_close(entropy(logits), torch.tensor([2.0, 1.0]).log())
+    logits = torch.tensor([[0.0, 0.0, -1e9], [3.0, -1e9, -1e9], [1.0, 1.0, -torch.inf]])
+    logits.requires_grad_()
+    found = entropy(logits)
+    torch.testing.assert_close(found, torch.tensor([2.0, 1.0, 2.0]).log())
+    found.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(3, 3))
+
+
+def test_kl_by_hand():
+    """Of (1/2, 1/2, 0) to (1/4, 1/4, 1/2) it is ln 2; back it is infinite."""
+    p, q = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.25, 0.25, 0.5]).log()
+    both = torch.stack([p, q, p]), torch.stack([q, p, p])
+    expected = torch.tensor([math.log(2), torch.inf, 0.0])
+    torch.testing.assert_close(token_kl(*both), expected)
+    torch.testing.assert_close(token_kl(p + 3, q - 7), expected[0])
+    p.requires_grad_()
+    token_kl(p, q).backward()
+    torch.testing.assert_close(p.grad, torch.zeros(3))
+
+
+def test_kl_is_cross_entropy_less_entropy_and_its_gradient_is_right():
+    logits, other = torch.randn(2, 4, 5, 6, generator=seeded()).double()
+    cross = -(logits.softmax(-1) * other.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(token_kl(logits, other), cross - entropy(logits))
+    both = logits[0, :2].requires_grad_(), other[0, :2].requires_grad_()
+    assert torch.autograd.gradcheck(token_kl, both)
+    assert torch.autograd.gradcheck(entropy, both[0])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ steps. The statements that do so are cut out of the installed source and run her
 """
 
 import ast
+import copy
 import inspect
 import socket
 import textwrap
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tokrl import models
+from tokrl import models, pretrained
 from tokrl.advantages import (
     compute_gae,
     group_advantages,
@@ -33,8 +34,10 @@ from tokrl.losses import (
     value_loss,
 )
 from tokrl.masking import length_mask, whiten
+from tokrl.rewards import ValidityReward, as_sequence_reward
 from tokrl.scoring import completion_logits, entropy, token_logprobs
-from tokrl.tokenizers import WordTokenizer
+from tokrl.tokenizers import Tokenizer, WordTokenizer
+from tokrl.world import World
 
 pytest.importorskip("trl")
 
@@ -414,3 +417,52 @@ def test_the_policy_loss_of_ppo_is_that_of_trl():
         torch.autograd.grad(x, logprobs)[0] for x in (loss, theirs.pg_loss)
     )
     close(got, expected)
+
+
+# --- TRL's trainer with our reward, on our model ---------------------------------------
+
+
+def test_trl_trains_town_gpt2_on_a_reward_of_ours(tmp_path):
+    """Two steps of GRPOTrainer, from files alone; what it logs is what we judge."""
+    import trl
+    from datasets import Dataset
+
+    path = pretrained.path("gpt2")
+    tokenizer = Tokenizer.load(f"{path}/tokrl.json")
+    world = World.default()
+    validity, batches = ValidityReward(world, tokenizer), []
+
+    def noting(prompts, completions, completion_ids, **columns):
+        batches.append((prompts, completions, completion_ids))
+        return validity(prompts, completions, completion_ids, **columns)
+
+    reward = as_sequence_reward(noting)
+    stories = world.sample_stories(8, torch.Generator().manual_seed(0))
+    prompts = ["<bos>" + story.text().split(". ")[0] + "." for story in stories]
+    arguments = trl.GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to="none", logging_steps=1,
+        per_device_train_batch_size=32, num_generations=4, max_completion_length=24,
+        max_steps=2, learning_rate=1e-3, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = trl.GRPOTrainer(
+        path, reward, arguments, Dataset.from_list([{"prompt": p} for p in prompts])
+    )
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+
+    assert len(batches) == 2
+    logged = [row for row in trainer.state.log_history if "reward" in row]
+    for (starts, texts, ids), row in zip(batches, logged, strict=True):
+        assert len(texts) == 32
+        assert all(
+            start in {p.removeprefix("<bos>") for p in prompts} for start in starts
+        )
+        assert [tokenizer.decode(row) for row in ids] == texts
+        outcomes = [sum(filter(None, paid)) for paid in validity(starts, texts, ids)]
+        assert row["rewards/noting/mean"] == pytest.approx(sum(outcomes) / 32)
+        assert row["grad_norm"] > 0
+        # With <bos> and the tokens it knows, the model mostly writes what is possible.
+        assert -0.6 < row["reward"] < 0
+    after = trainer.model.state_dict()
+    moved = max(float((after[name] - w).abs().max()) for name, w in before.items())
+    assert 1e-4 < moved < 1e-2

@@ -60,6 +60,13 @@ class Rollout:
         """Number of tokens (B,) that count in each completion."""
         return self.completion_mask.sum(-1)
 
+    @property
+    def tokens(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the functions of `tokrl.scoring` read: ids and masks, in their order."""
+        return (
+            self.prompt_ids, self.prompt_mask, self.completion_ids, self.completion_mask
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return self.completion_ids.shape[0]
 

@@ -1,5 +1,7 @@
 """Drawing text from a model, token by token, with the log-probs of what was drawn."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -37,8 +39,7 @@ def sample_next_token(
     `tokrl.scoring.token_logprobs` at the same temperature.
     """
     _check(temperature, top_k, top_p)
-    logprobs = torch.log_softmax(logits / temperature, -1)
-    probs = logprobs.exp()
+    probs = whole = torch.softmax(logits / temperature, -1)
     if 0 < top_k < logits.shape[-1]:
         least = probs.topk(top_k, -1).values[:, -1:]
         probs = torch.where(probs >= least, probs, 0.0)
@@ -51,10 +52,23 @@ def sample_next_token(
     target = uniform.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True)
     ids = ids.clamp(max=logits.shape[-1] - 1)
-    return ids[:, 0], logprobs.gather(-1, ids)[:, 0]
+    return ids[:, 0], whole.gather(-1, ids)[:, 0].log()
 
 
-@torch.no_grad()
+def distinct_prompts(
+    prompt_ids: Tensor, prompt_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each different prompt once, so that a group's is read once.
+
+    prompt_ids, prompt_mask  (B, S)
+    Returns ids and mask (P, S), and for each of the B rows the number of its prompt.
+    """
+    rows = torch.cat([prompt_ids, prompt_mask], -1)
+    rows, of = rows.unique(dim=0, return_inverse=True)
+    ids, mask = rows.tensor_split(2, -1)
+    return ids, mask, of
+
+
 def generate(
     model: nn.Module,
     prompt_ids: Tensor,
@@ -73,6 +87,8 @@ def generate(
     eos_id                   the token that ends a row; None: no row ends early
     generator                source of the draws; a row's tokens depend on its own
                              draws only, not on when other rows end
+    Prompts that are equal are read once. All is on the device of the prompts; the
+    draws are made where the generator is, so that they are the same everywhere.
     Returns completion_ids (B, T), completion_mask (B, T), 1 up to and including the
     first end token, and logprobs (B, T), nats, 0 where masked; T is the longest
     completion.
@@ -80,29 +96,71 @@ def generate(
     _check(temperature, top_k, top_p)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}: give at least 1")
+    with torch.inference_mode():
+        made = _continue(
+            model, prompt_ids, prompt_mask, max_new_tokens, (temperature, top_k, top_p),
+            eos_id, generator, pad_id,
+        )  # fmt: skip
+    ids, mask, logprobs = (tensor.clone() for tensor in made)  # these, autograd takes
+    return ids, mask, logprobs
+
+
+def _continue(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    max_new_tokens: int,
+    choice: tuple[float, int, float],
+    eos_id: int | None,
+    generator: torch.Generator | None,
+    pad_id: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`generate`, given what is right; `choice` is temperature, top_k and top_p."""
     batch, prompt_length = prompt_ids.shape
-    ids = torch.full((batch, max_new_tokens), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    logprobs = torch.zeros(batch, max_new_tokens)
-    cache = model.new_cache(batch, prompt_length + max_new_tokens - 1)
-    alive = torch.arange(batch)
-    logits, cache = model(prompt_ids, prompt_mask, cache)
+    device = prompt_ids.device
+    source = "cpu" if generator is None else generator.device
+    ids = torch.zeros(batch, max_new_tokens, dtype=torch.int64, device=device)
+    logprobs = torch.zeros(batch, max_new_tokens, device=device)
+    lengths = torch.full((batch,), max_new_tokens, device=device)
+    prompts, masks, of = distinct_prompts(prompt_ids, prompt_mask)
+    cache = model.new_cache(len(prompts), prompt_length + max_new_tokens - 1)
+    logits, cache = model(prompts, masks, cache)
+    logits = logits[of, -1:]
+    cache.keep(of)
+    rows = torch.arange(batch, device=device)  # those in the cache
     for t in range(max_new_tokens):
-        uniform = torch.rand(batch, generator=generator, dtype=torch.float64)[alive]
-        token, logprob = sample_next_token(
-            logits[:, -1], uniform, temperature, top_k, top_p
+        uniform = torch.rand(
+            batch, generator=generator, dtype=torch.float64, device=source
         )
-        ids[alive, t] = token
-        logprobs[alive, t] = logprob.to(logprobs.dtype)
-        mask[alive, t] = 1
-        if eos_id is not None:
-            going = token != eos_id
-            if not going.all():
-                alive, token = alive[going], token[going]
-                cache.keep(going.nonzero()[:, 0])
-        if not len(alive):
-            break
+        token, logprob = sample_next_token(
+            logits[:, -1], uniform.to(device)[rows], *choice
+        )
+        ids[rows, t] = token
+        logprobs[rows, t] = logprob.to(logprobs.dtype)
+        if eos_id is not None and len(ended := rows[token == eos_id]):
+            lengths[ended] = lengths[ended].clamp(max=t + 1)
+            going = lengths[rows] > t + 1
+            if not going.any():
+                break
+            if len(kept := _rows_to_keep(going)) < len(rows):
+                cache.keep(kept)
+                rows, token = rows[kept], token[kept]
         if t + 1 < max_new_tokens:
             logits, cache = model(token[:, None], None, cache)
-    length = int(mask.sum(-1).max())
-    return ids[:, :length], mask[:, :length], logprobs[:, :length]
+    length = int(lengths.max())
+    mask = torch.arange(length, device=device) < lengths[:, None]
+    ids = ids[:, :length].masked_fill(~mask, pad_id)
+    return ids, mask.long(), logprobs[:, :length].masked_fill(~mask, 0.0)
+
+
+def _rows_to_keep(going: Tensor) -> Tensor:
+    """The numbers of the rows to go on with, given which have not ended, bool.
+
+    To drop rows is to copy the cache, and matrix libraries prepare themselves for each
+    new size: so no fewer than a quarter go at once, and a multiple of 8 stays, with
+    ended rows to fill it up.
+    """
+    size = 8 * math.ceil(int(going.sum()) / 8)
+    if size > 0.75 * len(going):
+        return torch.arange(len(going), device=going.device)
+    return going.sort(descending=True, stable=True).indices[:size]

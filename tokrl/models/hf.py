@@ -1,5 +1,6 @@
 """Any causal language model of Hugging Face's transformers, behind our protocol."""
 
+import copy
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,16 @@ class HFCache:
         self.mask = mask
         self.length = 0
 
+    def __copy__(self) -> "HFCache":
+        """One that forgets and goes on by itself; it shares what was read so far."""
+        past = copy.copy(self.past)
+        past.layers = [copy.copy(layer) for layer in past.layers]
+        other = HFCache(past, self.mask.clone())
+        other.length = self.length
+        return other
+
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these (a long tensor of row numbers)."""
+        """Keep these rows (a long tensor of row numbers) and drop the others."""
         self.past.batch_select_indices(rows)
         self.mask = self.mask[rows]
 
@@ -106,6 +115,11 @@ class HFModel(LanguageModel):
         self.check_length(past + length)
         options = {"use_cache": cache is not None}
         if cache is not None:
+            if self.hf.training and self.hf.is_gradient_checkpointing:
+                raise ValueError(
+                    "with gradient checkpointing the model keeps no cache while it "
+                    "trains: call gradient_checkpointing_disable(), or eval()"
+                )
             options["past_key_values"] = cache.past
             cache.mask[:, past : past + length] = True if mask is None else mask.bool()
             mask = cache.mask[:, : past + length]

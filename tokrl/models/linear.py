@@ -3,6 +3,9 @@
 On AMD processors oneDNN takes about half the time of MKL, which torch multiplies
 float32 matrices with; elsewhere they are alike. The operator is a private one of
 torch: without it everything here is `F.linear`.
+
+oneDNN prepares itself for each new size of matrix, which takes longer than a small
+product: it is worth it where the same sizes come again.
 """
 
 from typing import Any
@@ -12,18 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Below so many multiplications the call itself costs more than they do.
-ENOUGH = 1_500_000
+ENOUGH = 1_000_000
 
 
 def _find_onednn() -> Any:
     """The operator, if this torch has it and it does what we know of it."""
-    one = torch.ones(1, 1, dtype=torch.float32)
+    a, b = torch.arange(8.0, dtype=torch.float32).view(2, 2, 2)
     try:
-        product = torch.ops.mkldnn._linear_pointwise(one, one, one[0], "none", [], "")
+        product = torch.ops.mkldnn._linear_pointwise
+        right = torch.equal(product(a, b, a[0], "none", [], ""), a @ b.T + a[0])
+        # Transposed views as well, which the gradients are products of.
+        right &= torch.equal(product(a.T, b.T, None, "none", [], ""), a.T @ b)
     except (AttributeError, RuntimeError):  # not there, not built in, or changed
         return None
-    same = torch.equal(product, 2 * one)
-    return torch.ops.mkldnn._linear_pointwise if same else None
+    return product if right else None
 
 
 ONEDNN = _find_onednn()
@@ -35,13 +40,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Large products of float32 on the CPU go through oneDNN: the gradient is there, a
     second derivative is not. In float64 it is `F.linear` itself.
     """
-    fits = x.dtype is weight.dtype is torch.float32 and x.device.type == "cpu"
-    enough = x.numel() * weight.shape[0] >= ENOUGH
-    if not (ONEDNN and fits and enough) or torch.is_autocast_enabled("cpu"):
+    if not _is_worth_it(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _OneDNNLinear.apply(x, weight, bias)
     return _product(x, weight, bias)
+
+
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is there, and these are enough of what it multiplies faster."""
+    return (
+        ONEDNN is not None
+        and x.numel() * weight.shape[0] >= ENOUGH
+        and x.dtype is weight.dtype is torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class Linear(nn.Linear):
@@ -50,6 +64,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b: (..., K) to (..., N)."""
         return linear(x, self.weight, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU(x W^T + b), by the tanh that GPT-2 approximates GELU with.
+
+        oneDNN does both at once, where no gradient is asked for.
+        """
+        if torch.is_grad_enabled() or not _is_worth_it(x, self.weight):
+            return F.gelu(self(x), approximate="tanh")
+        return ONEDNN(x, self.weight, self.bias, "gelu", [], "tanh")
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -66,12 +89,14 @@ class _OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])  # (M, N)
+        inputs = x.reshape(-1, x.shape[-1])  # (M, K)
         of_x = of_weight = of_bias = None
         if wants_x:
-            of_x = _product(grad.contiguous(), weight.t().contiguous())
-        if wants_weight:
-            inputs = x.reshape(-1, x.shape[-1])  # (M, K)
-            of_weight = _product(rows.t().contiguous(), inputs.t().contiguous())
+            of_x = _product(grad, weight.t())
+        if wants_weight and inputs.shape[1] < rows.shape[1]:
+            of_weight = _product(inputs.t(), rows.t()).t()  # faster, the narrow first
+        elif wants_weight:
+            of_weight = _product(rows.t(), inputs.t())
         if wants_bias:
             of_bias = rows.sum(0)
         return of_x, of_weight, of_bias

@@ -44,25 +44,62 @@ class TransformerConfig:
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, in memory taken once.
+    """Keys and values of the tokens read so far.
 
-    keys, values  one tensor (B, heads, N, D / heads) for each layer
-    mask          (B, N) bool, true where a real token was read
+    Where no gradient is asked for they are written into memory that is taken once.
+
+    keys, values  one tensor (B, heads, N, D / heads) for each layer, N >= length
     length        columns in use
+    mask          (B, length) bool, true where a real token was read; None if all were
+    size          columns that memory is taken for
     """
 
     def __init__(self, config: TransformerConfig, batch: int, size: int, like: Tensor):
-        shape = (batch, config.heads, size, config.width // config.heads)
-        self.keys = [like.new_zeros(shape) for _ in range(config.layers)]
-        self.values = [like.new_zeros(shape) for _ in range(config.layers)]
-        self.mask = torch.zeros(batch, size, dtype=torch.bool, device=like.device)
+        nothing = like.new_empty(batch, config.heads, 0, config.width // config.heads)
+        self.keys = [nothing] * config.layers
+        self.values = [nothing] * config.layers
         self.length = 0
+        self.mask: Tensor | None = None
+        self.size = size
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these (a long tensor of row numbers)."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.mask = self.mask[rows]
+        """Keep these rows (a long tensor of row numbers) and drop the others."""
+        self.keys, self.values = (
+            [part[:, :, : self.length].index_select(0, rows) for part in parts]
+            for parts in (self.keys, self.values)
+        )
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+
+    def mark(self, length: int, mask: Tensor | None) -> Tensor | None:
+        """Note which of `length` new tokens are real; returns the mask of all so far.
+
+        mask  (B, length) bool; None if all are
+        """
+        if mask is None and self.mask is None:
+            return None
+        real = [self.mask, mask]
+        for i, columns in enumerate((self.length, length)):
+            if real[i] is None:
+                shape = (self.keys[0].shape[0], columns)
+                real[i] = torch.ones(shape, dtype=torch.bool, device=real[1 - i].device)
+        self.mask = torch.cat(real, -1)
+        return self.mask
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, heads, T, Dh) of new tokens; returns those of all."""
+        start, end = self.length, self.length + k.shape[2]
+        for parts, new in ((self.keys, k), (self.values, v)):
+            if torch.is_grad_enabled():
+                parts[layer] = torch.cat([parts[layer][:, :, :start], new], 2)
+                continue
+            if end > parts[layer].shape[2]:  # at first, and after rows were dropped
+                batch, heads, _, width = new.shape
+                room = new.new_empty(batch, heads, max(end, self.size), width)
+                room[:, :, :start] = parts[layer][:, :, :start]
+                parts[layer] = room
+            parts[layer][:, :, start:end] = new
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
@@ -98,7 +135,7 @@ class Block(nn.Module):
         self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         x = x + self.attend(self.norm_1(x), blocked, cache, layer)
-        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+        return x + self.down(self.up.gelu(self.norm_2(x)))
 
     def attend(
         self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
@@ -113,10 +150,7 @@ class Block(nn.Module):
         batch, length, width = x.shape
         q, k, v = self.split(x)
         if cache is not None:
-            end = cache.length + length
-            cache.keys[layer][:, :, cache.length : end] = k
-            cache.values[layer][:, :, cache.length : end] = v
-            k, v = cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end]
+            k, v = cache.extend(layer, k, v)
         if blocked is None and length > 1:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -174,21 +208,20 @@ class Transformer(LanguageModel):
         self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """States (B, T, D) after the last norm; see `LanguageModel.hidden`."""
-        batch, length = ids.shape
+        length = ids.shape[1]
         past = cache.length if cache is not None else 0
         self.check_length(past + length)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = None if mask is None or bool(mask.all()) else mask.bool()
         if cache is not None:
-            cache.mask[:, past : past + length] = real
-            real = cache.mask[:, : past + length]
-        if mask is None and cache is None:
-            positions = torch.arange(length, device=ids.device)
+            real = cache.mark(length, real)
+        if real is None:
+            positions = torch.arange(past, past + length, device=ids.device)
         else:
             positions = (real.long().cumsum(-1) - 1).clamp(min=0)[:, past:]  # (B, T)
         x = self.token_embedding(ids) + self.position_embedding(positions)
         blocked = None
-        if mask is not None or past > 0:
-            blocked = self._blocked(real, length)
+        if real is not None or (past > 0 and length > 1):
+            blocked = self._blocked(real, length, past + length, ids.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, blocked, cache, layer)
         if cache is not None:
@@ -218,16 +251,16 @@ class Transformer(LanguageModel):
         return weights
 
     @staticmethod
-    def _blocked(real: Tensor, length: int) -> Tensor | None:
-        """Which of the N keys each of the last `length` queries must not see.
+    def _blocked(
+        real: Tensor | None, length: int, size: int, device: torch.device
+    ) -> Tensor:
+        """Which of the N = size keys each of the last `length` queries must not see.
 
-        Returns bool (B, 1, T, N), true where blocked; None if just what follows a
-        query is, and attention can do without. A padding position sees itself, so
-        that its softmax stays finite.
+        Returns bool, true where blocked: (B, 1, T, N), or (T, N) if all tokens are
+        real. A padding position sees itself, so that its softmax stays finite.
         """
-        size = real.shape[-1]
-        if length in (1, size) and bool(real.all()):
-            return None
-        query = torch.arange(size - length, size, device=real.device)[:, None]
-        key = torch.arange(size, device=real.device)
+        query = torch.arange(size - length, size, device=device)[:, None]
+        key = torch.arange(size, device=device)
+        if real is None:
+            return key > query
         return (key > query) | (~real[:, None, None, :] & (key != query))

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokrl.tokenizers import BOS
+
 Reward = Callable[..., list]
 Judgement = float | list[float]
 """Of one completion: its number, or a number for each of its tokens that counts."""
@@ -158,10 +160,13 @@ def as_sequence_reward(reward: Reward) -> Reward:
     """A token reward as the sequence reward that TRL's trainers expect.
 
     It pays each completion the sum of its token rewards, and keeps the name under
-    which TRL logs it. TRL then gives that sum to every token alike.
+    which TRL logs it. TRL then gives that sum to every token alike. A model that was
+    trained with `<bos>` before each text, as ours are, should find it there: TRL sets
+    none, so write it before your prompts; the reward is judged without it.
     """
 
     def summed(prompts, completions, completion_ids, **columns) -> list[float]:
+        prompts = [prompt.removeprefix(BOS) for prompt in prompts]
         judgements = judge(reward, prompts, completions, completion_ids, **columns)
         return [math.fsum(j) if isinstance(j, list) else j for j in judgements]
 

@@ -21,7 +21,11 @@ from tokrl.masking import whiten, zero_masked
 from tokrl.models import ValueModel
 from tokrl.rewards import Reward
 from tokrl.rollout import collect
-from tokrl.scoring import completion_logits, entropy, token_logprobs
+from tokrl.scoring import (
+    token_logprobs,
+    token_logprobs_and_entropy,
+    token_values,
+)
 from tokrl.tokenizers import Tokenizer
 from tokrl.training.policy_config import PolicyConfig
 
@@ -52,14 +56,10 @@ class Experience:
         return float(1 - missed / returns.var(correction=0).clamp(min=1e-12))
 
     def take(self, rows: Tensor) -> "Experience":
-        """These rows (a long tensor of row numbers), cut to the longest of them."""
-        rollout = self.rollout.take(rows)
-        length = max(1, int(rollout.lengths.max()))
-        names = ("completion_ids", "completion_mask", "old_logprobs", "token_rewards")
-        cut = {name: getattr(rollout, name)[:, :length] for name in names}
+        """These rows (a long tensor of row numbers)."""
         own = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
-        kept = {n: None if t is None else t[rows, :length] for n, t in own.items()}
-        return Experience(replace(rollout, **cut), **kept)
+        kept = {name: None if t is None else t[rows] for name, t in own.items()}
+        return Experience(self.rollout.take(rows), **kept)
 
 
 def gather(
@@ -115,10 +115,7 @@ def pay_kl(
     """
     mask = rollout.completion_mask
     with torch.no_grad():
-        ref_logprobs = token_logprobs(
-            reference, rollout.prompt_ids, rollout.prompt_mask,
-            rollout.completion_ids, mask, config.temperature,
-        )  # fmt: skip
+        ref_logprobs = token_logprobs(reference, *rollout.tokens, config.temperature)
     drift = kl_estimate(zero_masked(rollout.old_logprobs, mask), ref_logprobs, "k1")
     if config.kl_in == "reward":
         token_rewards = rollout.token_rewards - config.kl_coef * drift
@@ -143,15 +140,6 @@ def token_advantages(rollout: Rollout, config: PolicyConfig) -> Tensor:
     return (returns - baseline[:, None]) * mask
 
 
-def state_values(critic: ValueModel, rollout: Rollout) -> Tensor:
-    """V(s_t), (B, T), of the states before each completion token."""
-    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], -1)
-    mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], -1)
-    whole = bool(rollout.prompt_mask.all())  # right padding is never looked back at
-    values = critic.values(ids, None if whole else mask)
-    return values[:, rollout.prompt_ids.shape[1] - 1 : -1]
-
-
 def over_all_processes(values: Tensor) -> tuple[Tensor, slice]:
     """Values (N,) of all processes one after the other, and where our own are."""
     parts = processes.from_all(values)
@@ -171,7 +159,7 @@ def prepare(
     values = returns = None
     if critic is not None:
         with torch.no_grad():
-            values = zero_masked(state_values(critic, rollout), mask)
+            values = token_values(critic, *rollout.tokens)
         advantages, returns = compute_gae(
             rollout.token_rewards, values, mask, config.gamma, config.gae_lambda
         )
@@ -184,11 +172,9 @@ def prepare(
         advantages = torch.zeros_like(advantages).masked_scatter(kept, whitened)
     if config.entropy_share < 1:
         with torch.no_grad():
-            logits = completion_logits(
-                policy, rollout.prompt_ids, rollout.prompt_mask,
-                rollout.completion_ids, mask,
-            )  # fmt: skip
-            spread = entropy(logits / config.temperature)
+            _, spread = token_logprobs_and_entropy(
+                policy, *rollout.tokens, config.temperature
+            )
         counted, own = over_all_processes(spread[kept])
         chosen = select_by_entropy(
             counted, torch.ones_like(counted), config.entropy_share

@@ -16,7 +16,7 @@ from tokrl.masking import masked_mean, masked_sum
 from tokrl.models import ValueModel, with_value_head
 from tokrl.rewards import Reward
 from tokrl.runs import History, Run, fingerprint, interrupt_between_steps, progress
-from tokrl.scoring import completion_logits, entropy
+from tokrl.scoring import token_logprobs_and_entropy, token_values
 from tokrl.tokenizers import Tokenizer
 from tokrl.training.experience import (
     Experience,
@@ -24,7 +24,6 @@ from tokrl.training.experience import (
     groups_without_signal,
     pay_kl,
     prepare,
-    state_values,
     weights_over_all_processes,
 )
 from tokrl.training.gradient import clipped_gradient
@@ -199,11 +198,8 @@ class Learner(nn.Module):
             rows = rollout.lengths.argsort(descending=True, stable=True)
         for part in rows.split(size):
             piece = experience.take(part)
-            length = piece.advantages.shape[1]
             share = float(piece.rollout.completion_mask.sum() / mask.sum().clamp(min=1))
-            loss, found = self._loss(
-                piece, weights[part, :length], value_weights[part, :length]
-            )
+            loss, found = self._loss(piece, weights[part], value_weights[part])
             for name, value in found.items():
                 metrics[name] = metrics.get(name, 0.0) + share * value
             yield loss
@@ -217,23 +213,15 @@ class Learner(nn.Module):
         """
         config, rollout = self.config, piece.rollout
         mask = rollout.completion_mask
-        logits = (
-            completion_logits(
-                self.policy, rollout.prompt_ids, rollout.prompt_mask,
-                rollout.completion_ids, mask,
-            )
-            / config.temperature
-        )  # (B, T, V)  # fmt: skip
-        logprobs = torch.log_softmax(logits, -1)
-        logprobs = logprobs.gather(-1, rollout.completion_ids[..., None])[..., 0]
+        logprobs, spread = token_logprobs_and_entropy(
+            self.policy, *rollout.tokens, config.temperature, config.entropy_coef > 0
+        )
         loss, found = policy_loss(
             logprobs, rollout.old_logprobs, piece.advantages, mask,
             config.clip_low, config.clip_high, config.kind,
             weights=weights * piece.policy_mask,
         )  # fmt: skip
         metrics = {f"policy/{name}": value for name, value in found.items()}
-        with torch.set_grad_enabled(config.entropy_coef > 0):
-            spread = entropy(logits)
         metrics["policy/entropy"] = float(masked_mean(spread.detach(), mask))
         if config.entropy_coef:
             loss = loss - config.entropy_coef * masked_sum(spread * weights, mask)
@@ -241,7 +229,7 @@ class Learner(nn.Module):
             drift = kl_estimate(logprobs, piece.ref_logprobs, config.kl_kind)
             loss = loss + config.kl_coef * masked_sum(drift * weights, mask)
         if self.critic is not None:
-            values = state_values(self.critic, rollout)
+            values = token_values(self.critic, *rollout.tokens)
             error, found = value_loss(
                 values, piece.old_values, piece.returns, mask, config.value_clip,
                 weights=value_weights,
