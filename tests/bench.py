@@ -20,7 +20,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 # Before the libraries are loaded: they read it then.
@@ -31,16 +33,19 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
+import nbformat
 import torch
 import torch.nn.functional as F
 from corpora import many_words, stories
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from tokrl import pretrained
 from tokrl.models import Transformer, build, num_parameters, to_gpt2
 from tokrl.models.linear import linear
 from tokrl.rollout import collect
-from tokrl.runs import write_json
+from tokrl.runs import reproducible, write_json
 from tokrl.sampling import generate
+from tokrl.scoring import token_logprobs
 from tokrl.tokenizers import (
     SPECIAL_TOKENS,
     BPETokenizer,
@@ -265,7 +270,8 @@ def world() -> Iterator[Case]:
             prefixes += [words[:i] for i in range(len(words))]
 
         def ask(prefixes=prefixes[:1_000], lang=lang) -> Run:
-            return lambda: [default.next_word_probs(p, lang) for p in prefixes]
+            fresh = World.default()  # one that has read nothing yet
+            return lambda: [fresh.next_word_probs(p, lang) for p in prefixes]
 
         yield Case(f"1,000 next-word distributions: {lang}", ask, goal=2)
 
@@ -484,11 +490,37 @@ def policy() -> Iterator[Case]:
         yield Case(name, lambda f=ours: f, lambda f=theirs: f, same, goal, work, 2)
 
 
+# --- the chapters ---------------------------------------------------------------------
+
+PRACTICE = Path(__file__).parent.parent / "book/05-practice/rl.ipynb"
+
+
+def practice() -> Iterator[Case]:
+    """An eighth of a run of section 5.3, by the section's own cells: a minute a run."""
+    from transformers import GPT2LMHeadModel
+
+    given = {
+        "copy": copy, "torch": torch, "token_logprobs": token_logprobs,
+        "GPT2LMHeadModel": GPT2LMHeadModel, "path": pretrained.path("gpt2"),
+        "generator": reproducible(seed=7),
+    }  # fmt: skip
+    cells = {cell.id: cell.source for cell in nbformat.read(PRACTICE, 4).cells}
+    exec(cells["one"].split("prompt,")[0], given)  # the model
+    for name in ("truth", "goal", "goal-base", "train-function"):
+        with redirect_stdout(None):
+            exec(cells[name], given)
+    for method in ("rloo", "grpo", "ppo"):
+        run = partial(given["train"], method, seed=1, steps=5)
+        yield Case(f"{method}: 5 of 40 steps, float64", lambda f=run: f, goal=60 / 8)
+    torch.set_default_dtype(torch.float32)
+
+
 # --- all of them ----------------------------------------------------------------------
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Case]]] = {
     "bpe": bpe,
     "policy": policy,
+    "practice": practice,
     "sampling": sampling,
     "transformer": transformer,
     "wordpiece": wordpiece,

@@ -419,7 +419,7 @@ def test_the_policy_loss_of_ppo_is_that_of_trl():
     close(got, expected)
 
 
-# --- TRL's trainer with our reward, on our model ---------------------------------------
+# --- TRL's trainer with our reward, on our model --------------------------------------
 
 
 def test_trl_trains_town_gpt2_on_a_reward_of_ours(tmp_path):

@@ -50,6 +50,25 @@ def test_next_word_probs_sum_to_one_after_every_prefix(world, lang, seed):
             assert sum(probs.values()) == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_what_was_read_before_changes_nothing(world, lang):
+    """Beginnings are remembered; a world without a memory reads the same."""
+    draw, forgetful = random.Random(0), World(world.config)
+    vocabulary = world.vocabulary(lang)
+    remembered = 0
+    for story in stories(world, 200, 7):
+        for _ in range(3):
+            words = list(story.words(lang))
+            for _ in range(draw.randrange(3)):
+                source = words if draw.random() < 0.5 else vocabulary
+                words[draw.randrange(len(words))] = draw.choice(source)
+            words = words[: draw.randrange(len(words) + 1)]
+            remembered += len(world._process.read_before)
+            forgetful._process.read_before.clear()
+            assert world._read(words, lang) == forgetful._read(words, lang)
+    assert remembered > 0
+
+
 @pytest.mark.parametrize("sentences", [1, 2])
 def test_all_stories_of_a_length_sum_to_one(sentences):
     world = World.small(sentences)

@@ -123,6 +123,10 @@ class Process:
         self._going = lru_cache(1 << 14)(self._going)
         self._actions = lru_cache(1 << 12)(self._actions)
         self._worded = lru_cache(1 << 14)(self._worded)
+        # Beginnings of stories that were read, and what they said: see `reading`.
+        self.read_before: dict[
+            tuple[str, tuple[str, ...]], tuple[Discourse, tuple[Step, ...]]
+        ] = {}
 
     def who(self, d: Discourse) -> list[tuple[float, tuple]]:
         """Who or what the next clause is about: (probability, key).

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-from tokrl.world.grammar import Clause, read
+from tokrl.world.grammar import Clause, ending, read
 from tokrl.world.process import Discourse, Process, Step
 
 Key = TypeVar("Key", str, int)
+
+# What a clause ends with, in either language.
+STOPS = {word for option in ending(0.5) for text in option[1:] for word in text}
+REMEMBERED = 1 << 14
 
 
 class Position(NamedTuple):
@@ -27,7 +31,7 @@ def read_story(process: Process, words: Sequence[str], lang: str) -> Position:
     if isinstance(words, str):
         raise TypeError("words is a string: give a list, as `split` returns it")
     words = tuple(words)
-    at, d, steps = 0, Discourse(), []
+    at, d, steps = _recall(process, words, lang)
     while True:
         found, upcoming, furthest = None, {}, at
         for p, who in process.who(d):
@@ -53,6 +57,26 @@ def read_story(process: Process, words: Sequence[str], lang: str) -> Position:
         d = steps[-1].after
         if event.kind == "end":
             return Position(steps, {}, at)
+        if words[at - 1] in STOPS:
+            if len(process.read_before) == REMEMBERED:
+                process.read_before.clear()
+            process.read_before[lang, words[:at]] = d, tuple(steps)
+
+
+def _recall(
+    process: Process, words: tuple[str, ...], lang: str
+) -> tuple[int, Discourse, list[Step]]:
+    """The longest beginning that was read before: its length and what it said.
+
+    A stop ends a clause for good, whatever follows it: a beginning up to a stop is
+    read one way only.
+    """
+    for at in range(len(words), 0, -1):
+        if words[at - 1] in STOPS:
+            found = process.read_before.get((lang, words[:at]))
+            if found is not None:
+                return at, found[0], list(found[1])
+    return 0, Discourse(), []
 
 
 def normalised(masses: dict[Key, float]) -> dict[Key, float]:
