@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from tokrl import models
+from tokrl import models, scoring
 from tokrl.masking import pad
-from tokrl.sampling import generate, sample_next_token
+from tokrl.sampling import beam_search, generate, sample_next_token
 from tokrl.scoring import (
     completion_logits,
     entropy,
@@ -208,6 +208,88 @@ def test_generation_stops_when_all_rows_have_ended():
     assert (out[torch.arange(16), out_mask.sum(-1) - 1] == 2).all()
 
 
+# Beam search
+
+
+def every_completion(model, prompt, limit, eos_id=None):
+    """{completion: total log-prob} of all there are, by passes over whole texts."""
+    found, going = {}, {(): 0.0}
+    for size in range(1, limit + 1):
+        ids = torch.tensor([[*prompt, *new] for new in going])
+        with torch.no_grad():
+            logprobs = model(ids)[0][:, -1].log_softmax(-1).tolist()
+        longer = {
+            (*new, i): total + p
+            for (new, total), row in zip(going.items(), logprobs, strict=True)
+            for i, p in enumerate(row)
+        }
+        done = {new for new in longer if size == limit or new[-1] == eos_id}
+        found.update((new, longer[new]) for new in done)
+        going = {new: total for new, total in longer.items() if new not in done}
+    return found
+
+
+BEAM_PROMPTS = [[1], [1, 4, 5], [1, 3], [1, 3, 3, 0, 2], [1, 2], [1, 5, 2], [2, 2, 4]]
+
+
+@pytest.fixture(params=["transformer", "gru"])
+def small(request):
+    """A model of 6 tokens whose likeliest token is not always the best beginning."""
+    model = models.build(request.param, 6, seeded(6), width=8, layers=1).double()
+    for parameter in model.parameters():
+        parameter.data *= 2
+    return model
+
+
+@pytest.mark.parametrize("eos_id", [None, 2])
+def test_a_wide_beam_finds_the_best_of_all_completions(small, eos_id):
+    ids, mask = pad(BEAM_PROMPTS)
+    out, out_mask, logprobs = beam_search(
+        small, ids, mask, 4, width=6**3, eos_id=eos_id, pad_id=3
+    )
+    sizes = set()
+    for i, prompt in enumerate(BEAM_PROMPTS):
+        every = every_completion(small, prompt, 4, eos_id)
+        assert sum(map(math.exp, every.values())) == pytest.approx(1)
+        size = int(out_mask[i].sum())
+        best = tuple(out[i, :size].tolist())
+        assert best == max(every, key=every.get)
+        assert float(logprobs[i].sum()) == pytest.approx(every[best], abs=1e-9)
+        assert out_mask[i, :size].all()
+        assert (out[i, size:] == 3).all()
+        assert (logprobs[i, size:] == 0).all()
+        sizes.add(size)
+    assert sizes == {4} if eos_id is None else len(sizes) > 1
+
+
+def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_better(small):
+    ids, mask = pad([[1, a, b] for a in range(6) for b in range(6)])
+    greedy = generate(small, ids, mask, 8, top_k=1, eos_id=2, generator=seeded())
+    narrow = beam_search(small, ids, mask, 8, width=1, eos_id=2)
+    assert torch.equal(narrow[0], greedy[0])
+    assert torch.equal(narrow[1], greedy[1])
+    totals = [beam_search(small, ids, mask, 8, w, eos_id=2)[2].sum(-1) for w in (1, 4)]
+    assert (totals[1] > totals[0] + 1e-9).sum() > 3
+    assert totals[1].mean() > totals[0].mean()
+
+
+def test_beam_logprobs_are_those_of_scoring_and_rows_do_not_mix(small):
+    ids, mask = pad(BEAM_PROMPTS)
+    found = beam_search(small, ids, mask, 7, width=3, eos_id=2)
+    scored = token_logprobs(small, ids, mask, *found[:2])
+    torch.testing.assert_close(found[2], scored, rtol=0, atol=1e-9)
+    for i, prompt in enumerate(BEAM_PROMPTS):
+        alone = beam_search(small, *pad([prompt]), 7, width=3, eos_id=2)
+        size = int(found[1][i].sum())
+        assert found[0][i, :size].tolist() == alone[0][0].tolist()
+
+
+def test_beam_search_names_what_is_wrong(model):
+    for wrong in ({"width": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=0"):
+            beam_search(model, *prompts(), **{"max_new_tokens": 3, "width": 2, **wrong})
+
+
 # Scoring
 
 
@@ -264,6 +346,52 @@ def test_scoring_is_one_pass_for_each_row(model, kind, temperature):
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-9)
     logprobs = token_logprobs(model, *given, temperature)
     assert torch.equal(logprobs, ways[0][0])
+
+
+@pytest.mark.parametrize("room", [1, 30, 80])
+def test_side_by_side_or_one_after_the_other_is_the_same(model, monkeypatch, room):
+    """Log-probs, entropies, values and gradients, whichever way they are read."""
+    critic = models.with_value_head(model)
+    critic.value_head.linear.weight.data.normal_(generator=seeded(4))
+    given = [t.repeat(2, 1) for t in experience(model, seeded(1))]
+    weights = torch.randn(2, 42, 19, generator=seeded(2)).double()
+    monkeypatch.setattr(scoring, "PACK", room)
+    packed, read = [], type(model).hidden_packed
+    monkeypatch.setattr(
+        type(model), "hidden_packed", lambda *args: packed.append(1) or read(*args)
+    )
+    ways = []
+    for price in (10**6, -(10**6)):  # of a pass: dear, then a gift
+        monkeypatch.setattr(scoring, "PASS", price)
+        critic.zero_grad()
+        logprobs, spread = token_logprobs_and_entropy(critic, *given, 0.7)
+        values = scoring.token_values(critic, *given)
+        (logprobs * weights[0] + values * weights[1]).sum().backward()
+        gradients = [p.grad.clone() for p in critic.parameters()]
+        ways.append([logprobs, spread, values, *gradients])
+        assert len(packed) == 2
+    for together, apart in zip(*ways, strict=True):
+        torch.testing.assert_close(together, apart, rtol=0, atol=1e-9)
+
+
+def test_texts_side_by_side_do_not_see_each_other():
+    """What a token sees, written out: its prompt, and its own completion so far."""
+    ids, mask = pad([[7], [5, 6]])
+    out = torch.tensor([[1, 2, 3], [4, 4, 0], [8, 8, 8]])
+    packs = scoring.Packs(
+        ids, mask, torch.tensor([1, 0, 1]), out, torch.tensor([3, 2, 2])
+    )
+    first = [[5, 6], [5, 6, 1], [5, 6, 1, 2], [5, 6, 8]]  # before 1, 2, 3, and 8 twice
+    assert packs.ids[:, :5].tolist() == [[5, 6, 1, 2, 8], [7, 4, 0, 0, 0]]
+    assert packs.positions[:, :5].tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
+    for at, sees in zip([1, 2, 3, 4], first, strict=True):
+        assert packs.ids[0, packs.seen[0, at]].tolist() == sees
+    states = torch.arange(packs.ids.numel()).view(*packs.ids.shape, 1)
+    before, tokens = packs.before_tokens(lambda hidden: hidden[..., 0], states)
+    width = packs.ids.shape[1]
+    assert before.tolist() == [[1, 2, 3, width, width + 1, 1, 4]]
+    assert tokens.tolist() == [[1, 2, 3, 4, 4, 8, 8]]
+    assert packs.on_tokens(tokens).tolist() == [[1, 2, 3], [4, 4, 0], [8, 8, 0]]
 
 
 def test_the_entropy_carries_a_gradient_only_if_asked(model):

@@ -164,3 +164,68 @@ def _rows_to_keep(going: Tensor) -> Tensor:
     if size > 0.75 * len(going):
         return torch.arange(len(going), device=going.device)
     return going.sort(descending=True, stable=True).indices[:size]
+
+
+@torch.no_grad()
+def beam_search(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    max_new_tokens: int,
+    width: int,
+    eos_id: int | None = None,
+    pad_id: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest continuation of each prompt that a beam search finds.
+
+    After each token the `width` beginnings of the highest total log-prob are kept and
+    all others given up. One that has ended stays as it is and competes with those that
+    go on: nothing is divided by length, so short ones are at an advantage, as they are
+    in the model. A row is done when its best has ended, for what goes on can only
+    become less likely. With width 1 it is greedy; with a width of all beginnings exact.
+
+    prompt_ids, prompt_mask  (B, S), left-padded
+    eos_id                   the token that ends a row; None: no row ends early
+    Returns completion_ids (B, T), completion_mask (B, T) and logprobs (B, T), nats, as
+    `generate` does; the sum of a row's logprobs is what was to be high.
+    Raises ValueError for a width or a number of tokens below 1.
+    """
+    for name, value in (("max_new_tokens", max_new_tokens), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name}={value!r}: give at least 1")
+    batch, prompt_length = prompt_ids.shape
+    device = prompt_ids.device
+    cache = model.new_cache(batch, prompt_length + max_new_tokens - 1)
+    logits, cache = model(prompt_ids, prompt_mask, cache)
+    first = torch.arange(batch, device=device)[:, None] * width  # each row's in (B W)
+    cache.keep(torch.arange(batch, device=device).repeat_interleave(width))
+    logits = logits[:, -1].repeat_interleave(width, 0)  # (B W, V)
+    ids = torch.full((batch, width, max_new_tokens), pad_id, device=device)
+    logprobs = logits.new_zeros(batch, width, max_new_tokens)
+    mask = torch.zeros_like(ids)
+    going = torch.ones(batch, width, dtype=torch.bool, device=device)
+    totals = logits.new_full((batch, width), -math.inf)
+    totals[:, 0] = 0.0  # all start alike: only one may go on
+    for t in range(max_new_tokens):
+        step = torch.log_softmax(logits, -1).view(batch, width, -1)
+        ended = torch.full_like(step[0, 0], -math.inf)
+        ended[pad_id] = 0.0  # goes on in one way, which costs nothing
+        step = torch.where(going[..., None], step, ended)
+        totals, best = (totals[..., None] + step).flatten(1).topk(width, -1)
+        parent, token = best // step.shape[-1], best % step.shape[-1]  # (B, W)
+        ids, mask, logprobs, going = (
+            kept.gather(1, parent.view(batch, width, *[1] * (kept.dim() - 2))
+                        .expand_as(kept))
+            for kept in (ids, mask, logprobs, going)
+        )  # fmt: skip
+        ids[..., t], mask[..., t] = token, going
+        logprobs[..., t] = step.flatten(1).gather(1, best)
+        if eos_id is not None:
+            going &= token != eos_id
+        if not going[:, 0].any():
+            break
+        if t + 1 < max_new_tokens:
+            cache.keep((first + parent).flatten())
+            logits, cache = model(token.view(-1, 1), None, cache)
+    length = int(mask[:, 0].sum(-1).max())
+    return ids[:, 0, :length], mask[:, 0, :length], logprobs[:, 0, :length]

@@ -17,6 +17,10 @@ from tokrl.sampling import distinct_prompts
 # Completions are scored so many rows together, and so many columns more at a time:
 # sizes come again, and matrix libraries prepare themselves for each new one.
 ROWS, COLUMNS = 8, 8
+# Or side by side: so many tokens after a prompt, unless one completion has more.
+PACK = 80
+# A pass of a model costs about as much as reading so many tokens more in another one.
+PASS = 128
 
 
 def completion_logits(
@@ -52,14 +56,9 @@ def token_logprobs(
     which the tokens were sampled. Gradients flow to the model.
     """
 
-    def read(logits: Tensor, ids: Tensor) -> tuple[Tensor]:
-        logprobs = torch.log_softmax(logits / temperature, -1)
-        return (_of_tokens(logprobs, ids),)
-
-    (logprobs,) = _read_completions(
-        read, model, _logits_of(model), prompt_ids, prompt_mask, completion_ids,
-        completion_mask,
-    )  # fmt: skip
+    logprobs, _ = token_logprobs_and_entropy(
+        model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature
+    )
     return logprobs
 
 
@@ -81,13 +80,15 @@ def token_logprobs_and_entropy(
     """
 
     def read(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(logits / temperature, -1)
-        kept = logprobs if entropy_grad else logprobs.detach()
-        return _of_tokens(logprobs, ids), _spread(kept)
+        scaled = logits if temperature == 1 else logits / temperature
+        if not entropy_grad:
+            return _Chosen.apply(scaled, ids)
+        logprobs = torch.log_softmax(scaled, -1)
+        return logprobs.gather(-1, ids[..., None])[..., 0], _spread(logprobs)
 
     logprobs, spread = _read_completions(
-        read, model, _logits_of(model), prompt_ids, prompt_mask, completion_ids,
-        completion_mask,
+        read, model, _logits_of(model), getattr(model, "head", None), prompt_ids,
+        prompt_mask, completion_ids, completion_mask,
     )  # fmt: skip
     return logprobs, spread
 
@@ -104,8 +105,8 @@ def token_values(
     In units of the reward. Gradients flow to the critic.
     """
     (values,) = _read_completions(
-        lambda values, _: (values,), critic, critic.values, prompt_ids, prompt_mask,
-        completion_ids, completion_mask,
+        lambda values, _: (values,), critic, critic.values, critic.value_head,
+        prompt_ids, prompt_mask, completion_ids, completion_mask,
     )  # fmt: skip
     return values
 
@@ -137,9 +138,32 @@ def _logits_of(model: LanguageModel) -> Callable[..., Tensor]:
     return lambda *given: model(*given)[0]
 
 
-def _of_tokens(logprobs: Tensor, ids: Tensor) -> Tensor:
-    """Those of ids (...) among all log-probs (..., V)."""
-    return logprobs.gather(-1, ids[..., None])[..., 0]
+class _Chosen(torch.autograd.Function):
+    """Log-probs (...) of ids (...) under softmax(logits (..., V)), and the entropies.
+
+    Both from one softmax, whose result serves the gradient as well; of the entropies
+    no gradient is taken.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(logits, -1)
+        chosen = logprobs.gather(-1, ids[..., None])[..., 0]
+        probs = logprobs.exp()
+        ctx.save_for_backward(probs, ids)
+        # A probability of 0 adds nothing, where its log is minus infinity.
+        finite = logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
+        spread = -torch.linalg.vecdot(probs, finite)
+        ctx.mark_non_differentiable(spread)
+        return chosen, spread
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
+        probs, ids = ctx.saved_tensors
+        of_logits = probs * -grad[..., None]
+        of_logits.scatter_add_(-1, ids[..., None], grad[..., None])
+        return of_logits, None
 
 
 def _spread(logprobs: Tensor) -> Tensor:
@@ -152,6 +176,7 @@ def _read_completions(
     read: Callable[..., Sequence[Tensor]],
     model: LanguageModel,
     outputs: Callable[[Tensor, Tensor | None, Any], Tensor],
+    head: Callable[[Tensor], Tensor] | None,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     completion_ids: Tensor,
@@ -162,19 +187,34 @@ def _read_completions(
     read     takes the outputs (b, n, ...) that stand before tokens, and the ids (b, n)
              of these; gives matrices (b, n)
     outputs  takes ids, mask and a cache of the model; gives (b, n, ...)
+    head     makes such outputs of hidden states
     Returns these matrices for the whole batch, (B, T), 0 where masked. The outputs
     are those of one pass over all, for less work: equal prompts are read once, and
-    completions with others of like length, so that little of it is padding.
+    completions with others of like length, so that little of it is padding; or, where
+    lengths differ so much that this would take many passes, side by side in one row.
     """
     size = completion_ids.shape[1]
     place = torch.arange(1, size + 1, device=completion_mask.device)
     lengths = (completion_mask * place).amax(-1)
-    lengths, order = lengths.sort(descending=True, stable=True)
     prompts, masks, of = distinct_prompts(prompt_ids, prompt_mask)
+    falling, order = lengths.sort(descending=True, stable=True)
+    parts = list(_alike(falling.tolist(), size))
+    if getattr(model, "hidden_packed", None) is not None and len(parts) > 1:
+        packs = Packs(prompts, masks, of, completion_ids, lengths)
+        tokens = prompts.numel() + sum(
+            len(falling[part]) * (columns - 1) for part, columns in parts
+        )
+        if packs.ids.numel() < tokens + PASS * len(parts):
+            states = model.hidden_packed(packs.ids, packs.positions, packs.seen)
+            found = read(*packs.before_tokens(head, states))
+            return [
+                zero_masked(packs.on_tokens(matrix), completion_mask)
+                for matrix in found
+            ]
     cache = model.new_cache(len(prompts), prompt_ids.shape[1] + size - 1)
     first = outputs(prompts, masks, cache)[:, -1:]  # (P, 1, ...): before first tokens
-    parts = []
-    for part, columns in _alike(lengths.tolist(), size):
+    matrices = []
+    for part, columns in parts:
         rows = order[part]
         ids = completion_ids[rows, :columns]
         found = [read(first[of[rows]], ids[:, :1])]
@@ -182,11 +222,87 @@ def _read_completions(
             own = copy.copy(cache)
             own.keep(of[rows])
             found.append(read(outputs(ids[:, :-1], None, own), ids[:, 1:]))
-        joined = [torch.cat(matrices, 1) for matrices in zip(*found, strict=True)]
-        parts.append([F.pad(matrix, (0, size - columns)) for matrix in joined])
+        joined = [torch.cat(pair, 1) for pair in zip(*found, strict=True)]
+        matrices.append([F.pad(matrix, (0, size - columns)) for matrix in joined])
     back = order.argsort()
-    whole = [torch.cat(matrices)[back] for matrices in zip(*parts, strict=True)]
+    whole = [torch.cat(column)[back] for column in zip(*matrices, strict=True)]
     return [zero_masked(matrix, completion_mask) for matrix in whole]
+
+
+class Packs:
+    """Completions side by side in rows, each row after the prompt that they share.
+
+    prompts, masks  (P, S), left-padded; `of` (B,) is the number of each one's prompt
+    completion_ids  (B, T); lengths (B,), at least 1
+
+    ids, positions  (R, L): the tokens of a row, and the place of each in its own text
+    seen            (R, L, L) bool: a token sees the prompt, what stands before it in
+                    its own completion, and itself
+    The last token of a completion is left out: nothing is said after it.
+    """
+
+    def __init__(
+        self,
+        prompts: Tensor,
+        masks: Tensor,
+        of: Tensor,
+        completion_ids: Tensor,
+        lengths: Tensor,
+    ):
+        sizes = masks.sum(-1).tolist()
+        read = (lengths - 1).clamp(min=0).tolist()
+        room = max(PACK, *read)
+        rows: list[int] = []  # the prompt of each row
+        used: list[int] = []  # tokens in each row
+        open_row: dict[int, int] = {}
+        where = []  # of each completion: its row, and where it starts there
+        for prompt, count in zip(of.tolist(), read, strict=True):
+            row = open_row.get(prompt)
+            if row is None or used[row] - sizes[prompt] + count > room:
+                row = open_row[prompt] = len(rows)
+                rows.append(prompt)
+                used.append(sizes[prompt])
+            where.append((row, used[row]))
+            used[row] += count
+        length = COLUMNS * math.ceil(max(used) / COLUMNS)
+        device = completion_ids.device
+        self.ids = torch.zeros(len(rows), length, dtype=torch.int64, device=device)
+        self.positions = torch.zeros_like(self.ids)
+        text = torch.full_like(self.ids, -1)  # 0 the prompt, then 1, 2, ...; -1 nothing
+        for row, prompt in enumerate(rows):
+            size = sizes[prompt]
+            self.ids[row, :size] = prompts[prompt, masks[prompt].bool()]
+            self.positions[row, :size] = torch.arange(size, device=device)
+            text[row, :size] = 0
+        at = torch.tensor(where, device=device)  # (B, 2)
+        step = torch.arange(completion_ids.shape[1], device=device)
+        counted = step < lengths[:, None] - 1
+        row, start = at[:, :1], at[:, 1:]
+        flat = (row * length + start + step)[counted]
+        begin = masks.sum(-1)[of][:, None]  # tokens of the prompt
+        number = torch.arange(1, len(where) + 1, device=device)[:, None]
+        self.ids.view(-1)[flat] = completion_ids[counted]
+        self.positions.view(-1)[flat] = (begin + step)[counted]
+        text.view(-1)[flat] = number.expand_as(counted)[counted]
+        back = torch.arange(length, device=device)
+        same = text[:, :, None] == text[:, None, :]
+        shared = text[:, None, :] == 0
+        self.seen = (same | shared) & (back[:, None] >= back)
+        self.counted = step < lengths[:, None]  # (B, T)
+        before = row * length + torch.where(step == 0, begin, start + step) - 1
+        self._before = before[self.counted]  # where the output before each token is
+        self._tokens = completion_ids[self.counted]
+
+    def before_tokens(
+        self, head: Callable[[Tensor], Tensor], states: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (1, N, ...) before all tokens that count, and their ids (1, N)."""
+        return head(states.flatten(0, 1)[self._before][None]), self._tokens[None]
+
+    def on_tokens(self, values: Tensor) -> Tensor:
+        """Values (1, N) of those tokens as a matrix (B, T), 0 elsewhere."""
+        nothing = values.new_zeros(self.counted.shape)
+        return nothing.masked_scatter(self.counted, values)
 
 
 def _alike(lengths: list[int], size: int) -> Iterator[tuple[slice, int]]:

@@ -21,11 +21,15 @@ class LanguageModel(nn.Module):
     vocab_size  number of tokens, V
     width       size of a hidden state, D
     max_length  longest sequence in tokens; None if there is no limit
+
+    hidden_packed  reads several texts side by side in one row, see `Transformer`; None
+                   for a model that cannot
     """
 
     vocab_size: int
     width: int
     max_length: int | None = None
+    hidden_packed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     head: Callable[[Tensor], Tensor]
     new_cache: Callable[[int, int], Cache]
 

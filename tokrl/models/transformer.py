@@ -142,19 +142,21 @@ class Block(nn.Module):
     ) -> Tensor:
         """Mix what came before into each position; x and result (B, T, D).
 
-        blocked  for `attention`; None if just what follows a position is. torch's
-                 fused kernel then does the same faster, the more so the longer the
-                 text. It has no second derivative: where you need one, work under
-                 `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+        blocked  for `attention`; None if just what follows a position is. For more
+                 than one position torch's fused kernel does the same faster, the more
+                 so the longer the text. It has no second derivative: where you need
+                 one, work under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
         """
         batch, length, width = x.shape
         q, k, v = self.split(x)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        if blocked is None and length > 1:
+        if length == 1:
+            mixed = attention(q, k, v, blocked)
+        elif blocked is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            mixed = attention(q, k, v, blocked)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=~blocked)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -222,10 +224,28 @@ class Transformer(LanguageModel):
         blocked = None
         if real is not None or (past > 0 and length > 1):
             blocked = self._blocked(real, length, past + length, ids.device)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, blocked, cache, layer)
+        x = self._through_blocks(x, blocked, cache)
         if cache is not None:
             cache.length += length
+        return x
+
+    def hidden_packed(self, ids: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """States (R, L, D) of rows in which several texts lie side by side.
+
+        ids, positions  (R, L): each token, and its place in its own text, from 0
+        seen            (R, L, L) bool: the keys that each query sees, itself included
+        Raises ValueError if a place is beyond `max_length`.
+        """
+        self.check_length(int(positions.max()) + 1)
+        x = self.token_embedding(ids) + self.position_embedding(positions)
+        return self._through_blocks(x, ~seen[:, None], None)
+
+    def _through_blocks(
+        self, x: Tensor, blocked: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """From embedded tokens (B, T, D) to states after the last norm, (B, T, D)."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, blocked, cache, layer)
         return self.norm(x)
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """A critic: one number for each position, read off a model's hidden states."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ class ValueModel(LanguageModel):
     ) -> Tensor:
         """States (B, T, D) of the model."""
         return self.model.hidden(ids, mask, cache)
+
+    @property
+    def hidden_packed(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """That of the model, if it has one."""
+        return self.model.hidden_packed
 
     def outputs(
         self, ids: Tensor, mask: Tensor | None = None, cache: Any = None
