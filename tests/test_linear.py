@@ -13,6 +13,12 @@ from tokrl.sampling import generate
 from tokrl.scoring import token_logprobs
 
 
+@pytest.fixture(autouse=True)
+def faster(monkeypatch):
+    """These are tests of oneDNN, also on processors where it is not the faster one."""
+    monkeypatch.setattr(room, "FASTER", room.ONEDNN is not None)
+
+
 def draw(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
