@@ -87,6 +87,15 @@ def test_large_products_are_those_of_torch(bias, learn):
             torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-3)
 
 
+def test_both_are_timed_whatever_the_default_type_is():
+    """A chapter sets float64 before it imports models; oneDNN has none."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert room._is_faster() in (True, False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_without_the_operator_torch_multiplies(monkeypatch):
     x, weight = torch.randn(600, 64), torch.randn(64, 64)
     monkeypatch.setattr("tokrl.models.linear.ONEDNN", None)
