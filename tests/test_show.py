@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
 
-from tokrl.show import TokenHeat, Tokens, bars, curves
+from tokrl.show import Grid, TokenHeat, Tokens, bars, curves
 
 
 def test_tokens_are_escaped_and_scaled():
@@ -58,3 +58,16 @@ def test_bars_keep_the_order_of_names():
     labels = [t.get_text() for t in plt.gca().get_yticklabels()]
     assert labels == ["a", "b", "c"]
     plt.close("all")
+
+
+def test_a_grid_has_a_cell_for_each_pair_and_frames_the_marked():
+    grid = Grid(["a", "<b>"], ["x", "y", "z"], [[0, 0.26, 1], [0.04, 0, 0.5]], {(1, 2)})
+    page = grid._repr_html_().split("</style>")[1]
+    assert page.count("<td style") + page.count('<td class="marked" style') == 6
+    assert '<td class="marked" style="--v:0.5" title="&lt;b&gt;, z: 0.5">' in page
+    assert page.count("marked") == 1
+    assert '<td style="--v:0.3" title="a, y: 0.3">' in page
+    assert "<b>" not in page
+    assert repr(grid) == "a: y[0.3] z[1.0]\n<b>: z[0.5]"
+    with pytest.raises(ValueError, match="2 rows and 3 columns, but weights of 2 by"):
+        Grid(["a", "b"], ["x", "y", "z"], [[0, 1, 2], [0, 1]])

@@ -99,6 +99,43 @@ def test_small_backward_passes_add_up_to_the_large_one(method, size):
     assert parts == pytest.approx(whole, abs=1e-12)
 
 
+@METHOD
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_rows_that_pull_at_nothing_may_be_left_out(method, micro_batch, monkeypatch):
+    model = policy()
+    config = settings(method, micro_batch=micro_batch)
+    critic, batch = experience(config, model)
+    mask = batch.rollout.completion_mask
+    advantages = mask * torch.randn(mask.shape, generator=seeded(4))
+    advantages = advantages.index_fill(0, torch.tensor([1, 2, 5]), 0.0)
+    batch = replace(batch, advantages=advantages)
+    read, found = [], []
+    loss = Learner._loss
+    monkeypatch.setattr(
+        Learner,
+        "_loss",
+        lambda self, piece, *w: read.append(piece) or loss(self, piece, *w),
+    )
+    for skip_idle in (False, True):
+        learner = Learner(model, critic, replace(config, skip_idle=skip_idle))
+        found.append(gradients(copy.deepcopy(learner), batch))
+        rows = sum(len(piece.rollout) for piece in read)
+        read.clear()
+        assert rows == (5 if skip_idle and critic is None else 8)
+    for a, b in zip(*(grads for _, grads in found), strict=True):
+        if a is not None:
+            torch.testing.assert_close(b, a, rtol=0, atol=1e-12)
+    assert found[1][0]["policy/grad_norm"] > 1e-6
+    assert found[1][0]["policy/entropy"] > 0.5  # a mean, not a part of one
+    # With nothing that pulls, nothing moves; and what adds to the loss pulls.
+    none = replace(batch, advantages=torch.zeros_like(advantages))
+    learner = Learner(model, critic, replace(config, skip_idle=True))
+    if critic is None:
+        assert gradients(copy.deepcopy(learner), none)[0]["policy/grad_norm"] == 0
+    learner = Learner(model, critic, replace(config, skip_idle=True, entropy_coef=0.1))
+    assert gradients(copy.deepcopy(learner), none)[0]["policy/grad_norm"] > 1e-6
+
+
 def test_every_row_is_in_one_minibatch_of_each_epoch(monkeypatch):
     model = policy()
     config = settings("grpo", epochs=3, minibatches=3)

@@ -19,6 +19,23 @@ def _check(temperature: float, top_k: int, top_p: float) -> None:
         )
 
 
+def keep_likeliest(probs: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Probabilities (..., V) as they are where tokens are kept, and 0 elsewhere.
+
+    top_k, top_p  see `sample_next_token`; of what top_k keeps, top_p keeps its share.
+    Sources: Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p).
+    """
+    if 0 < top_k < probs.shape[-1]:
+        least = probs.topk(top_k, -1).values[..., -1:]
+        probs = torch.where(probs >= least, probs, 0.0)
+    if top_p < 1:
+        ranked, order = probs.sort(dim=-1, descending=True, stable=True)
+        before = ranked.cumsum(-1) - ranked
+        ranked = torch.where(before < top_p * ranked.sum(-1, keepdim=True), ranked, 0.0)
+        probs = torch.zeros_like(probs).scatter(-1, order, ranked)
+    return probs
+
+
 def sample_next_token(
     logits: Tensor,
     uniform: Tensor,
@@ -39,15 +56,8 @@ def sample_next_token(
     `tokrl.scoring.token_logprobs` at the same temperature.
     """
     _check(temperature, top_k, top_p)
-    probs = whole = torch.softmax(logits / temperature, -1)
-    if 0 < top_k < logits.shape[-1]:
-        least = probs.topk(top_k, -1).values[:, -1:]
-        probs = torch.where(probs >= least, probs, 0.0)
-    if top_p < 1:
-        ranked, order = probs.sort(dim=-1, descending=True, stable=True)
-        before = ranked.cumsum(-1) - ranked
-        ranked = torch.where(before < top_p * ranked.sum(-1, keepdim=True), ranked, 0.0)
-        probs = torch.zeros_like(probs).scatter(-1, order, ranked)
+    whole = torch.softmax(logits / temperature, -1)
+    probs = keep_likeliest(whole, top_k, top_p)
     cumulative = probs.double().cumsum(-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True)

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -274,4 +274,109 @@ class Tokens:
         return "\n".join(
             f"{label}: {len(tokens)}: " + "|".join(tokens).translate(_VISIBLE)
             for label, tokens in self.rows.items()
+        )
+
+
+_GRID_STYLE = """
+.tokrl-grid {
+  --tokrl-weight: 0 92 175;
+  overflow-x: auto;
+}
+html[data-theme="dark"] .tokrl-grid,
+[data-jp-theme-light="false"] .tokrl-grid {
+  --tokrl-weight: 95 175 255;
+}
+.tokrl-grid table {
+  border-collapse: separate;
+  border-spacing: 2px;
+  width: auto;
+  margin: 0;
+  color: inherit;
+}
+.tokrl-grid caption {
+  caption-side: top;
+  text-align: left;
+  font-size: 0.9em;
+  color: inherit;
+}
+.tokrl-grid th {
+  font-weight: 400;
+  padding: 0 0.3em;
+  white-space: nowrap;
+  border: 0;
+  background: none;
+  color: inherit;
+}
+.tokrl-grid tbody th {
+  text-align: right;
+}
+.tokrl-grid tbody td {
+  width: 2em;
+  height: 1.7em;
+  padding: 0;
+  border: 2px solid transparent;
+  background: rgb(var(--tokrl-weight) / calc(0.06 + 0.8 * var(--v)));
+}
+.tokrl-grid tbody td.marked {
+  border-color: #d55e00;
+}
+"""
+
+
+class Grid:
+    """A table of weights as shades, for Jupyter and the site: who looks at whom.
+
+    rows, columns  words beside and above it
+    weights        a row of numbers from 0 to 1 for each of `rows`, shown in tenths
+    marked         {(row, column)} of the cells that get a frame
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[str],
+        columns: Sequence[str],
+        weights: Sequence[Sequence[float]],
+        marked: Collection[tuple[int, int]] = (),
+        caption: str = "",
+    ):
+        if len(weights) != len(rows) or any(len(w) != len(columns) for w in weights):
+            raise ValueError(
+                f"{len(rows)} rows and {len(columns)} columns, but weights of "
+                f"{len(weights)} by {sorted({len(w) for w in weights})}"
+            )
+        self.rows, self.columns = list(rows), list(columns)
+        self.weights, self.marked = [list(w) for w in weights], set(marked)
+        self.caption = caption
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in self.columns)
+        body = []
+        for i, (row, weights) in enumerate(zip(self.rows, self.weights, strict=True)):
+            cells = []
+            for j, weight in enumerate(weights):
+                kind = ' class="marked"' if (i, j) in self.marked else ""
+                said = f"{row}, {self.columns[j]}: {weight:.1f}"
+                title = html.escape(said, quote=True)
+                cells.append(
+                    f'<td{kind} style="--v:{weight:.1f}" title="{title}"></td>'
+                )
+            name = f'<th scope="row">{html.escape(row)}</th>'
+            body.append(f"<tr>{name}{''.join(cells)}</tr>")
+        caption = f"<caption>{html.escape(self.caption)}</caption>"
+        return (
+            f"<style>{_GRID_STYLE}</style>\n"
+            f'<div class="tokrl-grid"><table>{caption if self.caption else ""}'
+            f"<thead><tr><td></td>{head}</tr></thead>\n"
+            f"<tbody>{chr(10).join(body)}</tbody></table></div>"
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{row}: "
+            + " ".join(
+                f"{word}[{weight:.1f}]"
+                for word, weight in zip(self.columns, weights, strict=True)
+                if weight >= 0.05
+            )
+            for row, weights in zip(self.rows, self.weights, strict=True)
         )

@@ -4,23 +4,32 @@ import os
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = {"gpt2": "town-gpt2", "bert": "town-bert"}
+NAMES = {
+    "gpt2": "town-gpt2",
+    "bert": "town-bert",
+    "writer": "town-writer",
+    "translator": "town-translator",
+    "reader": "town-reader",
+}
 HUB = {"gpt2": "gpt2", "bert": "bert-base-uncased"}
 
 
 def path(name: str) -> str:
-    """What to give to `from_pretrained`: the folder of a model of ours.
+    """The folder of a model of ours.
 
-    name  "gpt2" for GPT2LMHeadModel and GPT2Tokenizer, "bert" for BertModel,
-          BertForMaskedLM and BertTokenizer
-    With TOKRL_HUB=1 in the environment it is the name of the large model on the
-    Hugging Face hub instead, which `from_pretrained` then downloads.
+    name  "gpt2" and "bert" are for `from_pretrained`: of GPT2LMHeadModel and
+          GPT2Tokenizer; of BertModel, BertForMaskedLM and BertTokenizer. "writer",
+          "translator" and "reader" are the models of chapter 6, `model.safetensors` for
+          `tokrl.models.load` and `tokrl.json` for `Tokenizer.load`.
+    With TOKRL_HUB=1 in the environment the first two are the names of the large models
+    on the Hugging Face hub instead, which `from_pretrained` then downloads; the others
+    have no such twin.
     Raises ValueError for another name, FileNotFoundError if the folder is not there:
     `python -m tokrl.pretrained.make` makes it.
     """
     if name not in NAMES:
         raise ValueError(f"name={name!r}: give one of {', '.join(NAMES)}")
-    if os.environ.get("TOKRL_HUB") == "1":
+    if os.environ.get("TOKRL_HUB") == "1" and name in HUB:
         return HUB[name]
     folder = FOLDER / NAMES[name]
     if not folder.is_dir():

@@ -2,11 +2,13 @@
 
     python -m tokrl.pretrained.make gpt2
     python -m tokrl.pretrained.make bert
+    python -m tokrl.pretrained.make writer        # or translator, or reader
 
-Each trains on the training part of the default world, in English and in Chinese, for
-an hour or two on one core, and can be stopped and started again: it goes on from its
-checkpoint. At the end it measures the model against the exact distribution of the
-world and writes the folder that `tokrl.pretrained.path` names, model card included.
+The first two train on the training part of the default world, in English and Chinese,
+for an hour or two on one core, and can be stopped and started again: they go on from
+their checkpoint. The others, for chapter 6, take minutes, and are in modules of their
+own. At the end each is measured against its world, and the folder that
+`tokrl.pretrained.path` names is written, model card included.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -423,11 +426,18 @@ def make(name: str, run: Path, out: Path, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--run", type=Path, help="folder of the run and its checkpoint")
+    parser.add_argument("--run", type=Path, help="folder of the run: gpt2 and bert")
     parser.add_argument("--out", type=Path, help="folder of the finished model")
     options = parser.parse_args()
-    run = options.run or Path("_build") / "pretrained" / options.name
-    make(options.name, run, options.out or FOLDER / NAMES[options.name])
+    out = options.out or FOLDER / NAMES[options.name]
+    if options.name in PARTS:
+        make(options.name, options.run or Path("_build/pretrained") / options.name, out)
+    elif options.run:
+        parser.error(f"--run: {options.name} keeps no checkpoint, as it takes minutes")
+    else:
+        small = import_module(f"tokrl.pretrained.make_{options.name}")
+        small.make(out, torch.Generator().manual_seed(0))
+        print((out / "README.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

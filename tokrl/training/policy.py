@@ -192,17 +192,27 @@ class Learner(nn.Module):
             mask, config.aggregate, config.max_new_tokens
         )
         value_weights = weights_over_all_processes(mask)
-        rows = torch.arange(len(rollout))
+        rows = self._rows(experience)
         size = config.micro_batch or len(rollout)
         if size < len(rollout):  # like lengths together, so that little is padding
-            rows = rollout.lengths.argsort(descending=True, stable=True)
+            rows = rows[rollout.lengths[rows].argsort(descending=True, stable=True)]
+        counted = mask[rows].sum().clamp(min=1)
         for part in rows.split(size):
             piece = experience.take(part)
-            share = float(piece.rollout.completion_mask.sum() / mask.sum().clamp(min=1))
+            share = float(piece.rollout.completion_mask.sum() / counted)
             loss, found = self._loss(piece, weights[part], value_weights[part])
             for name, value in found.items():
                 metrics[name] = metrics.get(name, 0.0) + share * value
             yield loss
+
+    def _rows(self, experience: Experience) -> Tensor:
+        """The numbers of the rows that the loss is made of."""
+        rows = torch.arange(len(experience.rollout))
+        more = self.config.entropy_coef or experience.ref_logprobs is not None
+        if not self.config.skip_idle or more or self.critic is not None:
+            return rows
+        pulling = rows[(experience.advantages != 0).any(-1).to(rows.device)]
+        return pulling if len(pulling) else rows[:1]
 
     def _loss(
         self, piece: Experience, weights: Tensor, value_weights: Tensor

@@ -56,6 +56,9 @@ class PolicyConfig:
     epochs            passes over each rollout
     minibatches       updates in each pass, each on its part of the rollout
     micro_batch       rows in one backward pass, 0 for all: less memory, the same update
+    skip_idle         leave rows whose advantages are all 0 out of the update: the same
+                      gradient for less work. Metrics are then means over the others.
+                      No row is idle where entropy, KL or a critic add to the loss
     learning_rate     AdamW's, constant
     clip_grad         largest norm of the gradient
     value_coef        weight of the critic's loss
@@ -86,6 +89,7 @@ class PolicyConfig:
     epochs: int = 1
     minibatches: int = 1
     micro_batch: int = 0
+    skip_idle: bool = False
     learning_rate: float = 5e-4
     clip_grad: float = 1.0
     value_coef: float = 0.5

@@ -65,6 +65,10 @@ class State(NamedTuple):
         return None
 
     def moved(self, name: str, spot: str) -> "State":
+        """The facts with a person or a thing in another place, or with another holder.
+
+        Raises ValueError for what the story does not know.
+        """
         if name in self.people:
             i = self.people.index(name)
             return self._replace(person_at=_replaced(self.person_at, i, spot))

@@ -1,0 +1,1 @@
+"""Applications: each a small problem, solved from imitation to reinforcement."""

@@ -1,0 +1,88 @@
+"""What texts are measured by, where a count of errors is not enough."""
+
+from collections.abc import Sequence
+
+import sacrebleu
+
+LANGUAGES = ("en", "zh")
+
+
+def _check(texts: Sequence[str], references: Sequence[str]) -> None:
+    if isinstance(texts, str) or isinstance(references, str):
+        raise ValueError("give lists of texts, not one text")
+    if len(texts) != len(references) or not len(texts):
+        raise ValueError(
+            f"{len(texts)} texts and {len(references)} references: give as many of "
+            "both, at least one"
+        )
+
+
+def _scorer(lang: str, sentence: bool = False) -> sacrebleu.BLEU:
+    if lang not in LANGUAGES:
+        raise ValueError(f"lang={lang!r}: give one of {', '.join(LANGUAGES)}")
+    return sacrebleu.BLEU(
+        tokenize="zh" if lang == "zh" else "13a", effective_order=sentence
+    )
+
+
+def bleu(texts: Sequence[str], references: Sequence[str], lang: str = "en") -> float:
+    """Corpus BLEU, 0 to 100: Papineni et al. 2002, as sacrebleu counts it.
+
+    texts, references  one reference for each text
+    lang               the language of both: Chinese is cut into characters
+    Raises ValueError if their numbers differ or the language is unknown.
+    """
+    _check(texts, references)
+    return _scorer(lang).corpus_score(list(texts), [list(references)]).score
+
+
+def sentence_bleu(text: str, reference: str, lang: str = "en") -> float:
+    """BLEU of one text, 0 to 100, over the orders that a text of its length has.
+
+    Where an order has no match, sacrebleu's exponential smoothing stands in. It is no
+    mean of which corpus BLEU would be the sum.
+    """
+    return _scorer(lang, sentence=True).sentence_score(text, [reference]).score
+
+
+def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF, 0 to 100: F-score of character n-grams, Popovic 2015."""
+    _check(texts, references)
+    return sacrebleu.CHRF().corpus_score(list(texts), [list(references)]).score
+
+
+def exact_match(texts: Sequence[str], references: Sequence[str]) -> float:
+    """Share of texts that equal their reference to the letter."""
+    _check(texts, references)
+    return sum(map(str.__eq__, texts, references)) / len(texts)
+
+
+def distinct_n(texts: Sequence[Sequence[str]], n: int) -> float:
+    """Share of different n-grams among all n-grams of some texts: Li et al. 2016.
+
+    texts  each a list of words or tokens
+    It falls as more texts are counted: compare equal numbers of texts only.
+    Raises ValueError if n is below 1 or no text has n words.
+    """
+    if n < 1:
+        raise ValueError(f"n={n!r}: give at least 1")
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    if not grams:
+        raise ValueError(f"none of the {len(texts)} texts has {n} words")
+    return len(set(grams)) / len(grams)
+
+
+def self_bleu(texts: Sequence[str], lang: str = "en") -> float:
+    """Mean BLEU of each text with all others as references: Zhu et al. 2018.
+
+    0 to 100; the higher, the more alike the texts are. Costs the square of their
+    number. Raises ValueError for fewer than two texts.
+    """
+    if isinstance(texts, str) or len(texts) < 2:
+        raise ValueError(f"{len(texts)} texts: give a list of at least two")
+    scorer = _scorer(lang, sentence=True)
+    scores = [
+        scorer.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score
+        for i, text in enumerate(texts)
+    ]
+    return sum(scores) / len(scores)
