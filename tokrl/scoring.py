@@ -19,8 +19,9 @@ from tokrl.sampling import distinct_prompts
 ROWS, COLUMNS = 8, 8
 # Or side by side: so many tokens after a prompt, unless one completion has more.
 PACK = 80
-# A pass of a model costs about as much as reading so many tokens more in another one.
-PASS = 128
+# What costs about as much as to read a token: so many pairs of tokens in attention; and
+# to read so many tokens costs about as much as to begin a pass of the model.
+PAIRS, PASS = 128, 256
 
 
 def completion_logits(
@@ -201,10 +202,7 @@ def _read_completions(
     parts = list(_alike(falling.tolist(), size))
     if getattr(model, "hidden_packed", None) is not None and len(parts) > 1:
         packs = Packs(prompts, masks, of, completion_ids, lengths)
-        tokens = prompts.numel() + sum(
-            len(falling[part]) * (columns - 1) for part, columns in parts
-        )
-        if packs.ids.numel() < tokens + PASS * len(parts):
+        if packs.cost < _cost(prompts.shape, parts, falling):
             states = model.hidden_packed(packs.ids, packs.positions, packs.seen)
             found = read(*packs.before_tokens(head, states))
             return [
@@ -284,6 +282,7 @@ class Packs:
         self.ids.view(-1)[flat] = completion_ids[counted]
         self.positions.view(-1)[flat] = (begin + step)[counted]
         text.view(-1)[flat] = number.expand_as(counted)[counted]
+        self.cost = self.ids.numel() * (1 + length / PAIRS)
         back = torch.arange(length, device=device)
         same = text[:, :, None] == text[:, None, :]
         shared = text[:, None, :] == 0
@@ -303,6 +302,18 @@ class Packs:
         """Values (1, N) of those tokens as a matrix (B, T), 0 elsewhere."""
         nothing = values.new_zeros(self.counted.shape)
         return nothing.masked_scatter(self.counted, values)
+
+
+def _cost(
+    prompts: tuple[int, int], parts: Sequence[tuple[slice, int]], lengths: Tensor
+) -> float:
+    """What it takes to read prompts (P, S), then completions in parts, in tokens."""
+    number, size = prompts
+    tokens, pairs = number * size, number * size**2
+    for part, columns in parts:
+        read = len(lengths[part]) * (columns - 1)
+        tokens, pairs = tokens + read, pairs + read * (size + columns - 1)
+    return tokens + pairs / PAIRS + PASS * len(parts)
 
 
 def _alike(lengths: list[int], size: int) -> Iterator[tuple[slice, int]]:
