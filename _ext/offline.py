@@ -33,6 +33,7 @@ COPIES = {
 }
 
 MODULE_IMPORT = re.compile(r'^import mermaid from "[^"]*";', re.MULTILINE)
+ICON_SCRIPT = re.compile(r"[ \t]*<script[^>]*scripts/fontawesome\.js[^>]*></script>\n?")
 # sphinxcontrib-mermaid blows every chart up to the width of the page.
 BLOWN_UP = "max-width: 100% !important;"
 
@@ -79,8 +80,23 @@ def no_thebe(app, pagename, templatename, context, doctree):
         files[:] = [f for f in files if "thebe" not in str(f).lower()]
 
 
+def one_set_of_icons(app, exception):
+    """Take out the theme's icons as a script: it has them as a font as well.
+
+    The script is half a megabyte on each page, compressed, and draws the same.
+    """
+    if exception or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text("utf8")
+        if (less := ICON_SCRIPT.sub("", text)) != text:
+            page.write_text(less, "utf8")
+    Path(app.outdir, "_static/scripts/fontawesome.js").unlink(missing_ok=True)
+
+
 def setup(app):
     app.connect("builder-inited", copy_scripts)
+    app.connect("build-finished", one_set_of_icons)
     # After the extensions (500) have added their scripts.
     app.connect("html-page-context", plain_mermaid, priority=900)
     app.connect("html-page-context", no_thebe, priority=900)

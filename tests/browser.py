@@ -77,16 +77,17 @@ class Page:
 
     def visit(self, url, limit=30):
         """Open `url` and wait until it has loaded and has gone quiet."""
-        self.call("Page.navigate", url="about:blank")
-        self.listen(0.05)
-        self.events.clear()
-        self.call("Page.navigate", url=url)
-        deadline = time.monotonic() + limit
-        while not self.of("Page.loadEventFired") or self.waiting():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} still loads after {limit} s")
-            self.listen(0.1)
-        self.listen(0.4)
+        # The blank page has to be there first: on a busy machine its event may come
+        # late, and would be taken for that of `url`.
+        for address, quiet in (("about:blank", 0.05), (url, 0.4)):
+            self.events.clear()
+            self.call("Page.navigate", url=address)
+            deadline = time.monotonic() + limit
+            while not self.of("Page.loadEventFired") or self.waiting():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{address} still loads after {limit} s")
+                self.listen(0.1)
+            self.listen(quiet)
 
     def waiting(self):
         """Requests of the shown page that have not ended; a page may forward."""
@@ -128,6 +129,14 @@ class Page:
                 {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
             ],
         )
+
+    def press(self, key):
+        """Press and release a key: "Space", or one that is named as its code is."""
+        about = {"key": " " if key == "Space" else key, "code": key}
+        about["windowsVirtualKeyCode"] = {"Space": 32, "ArrowDown": 40}[key]
+        text = {"text": " "} if key == "Space" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **about, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def screenshot(self, path, whole=True):
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=whole)

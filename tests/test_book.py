@@ -7,6 +7,7 @@ import re
 import nbformat
 import pytest
 import yaml
+from selfcheck import parse
 from test_layout import MACHINE_PATH, ROOT
 
 BOOK = ROOT / "book"
@@ -98,8 +99,14 @@ def code_fits_the_page(notebook):
 
 
 def public_names():
-    """Functions and classes that a reader can import from tokrl."""
+    """Functions and classes that a reader can import from tokrl.
+
+    Those of `tokrl.apps` and `tokrl.pretrained` have short names, for they are called
+    by their module's: `translation.prompt`.
+    """
     for path in (ROOT / "tokrl").rglob("*.py"):
+        if path.parent.name in ("apps", "pretrained"):
+            continue
         for node in ast.parse(path.read_text("utf8")).body:
             definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
             if definition and not node.name.startswith("_"):
@@ -201,6 +208,22 @@ def tables_have_headers(notebook):
                 yield f"{cell.id}: a table has an empty header cell"
 
 
+def ends_with_a_self_check(notebook):
+    if notebook.cells[0].source.startswith("(ch-index)="):
+        return  # the first page asks nothing
+    last = notebook.cells[-1]
+    found = re.fullmatch(
+        r"## Check yourself\n\n```\{selfcheck\}\n(.*)```", last.source, re.DOTALL
+    )
+    if last.id != "self-check" or not found:
+        yield f"{last.id}: the last cell must be `self-check`, see CONTRIBUTING.md"
+        return
+    try:
+        parse(found[1].splitlines())
+    except ValueError as error:
+        yield f"self-check: {error}"
+
+
 CHECKS = [
     kernel_is_python3,
     ids_are_written_by_hand,
@@ -219,6 +242,7 @@ CHECKS = [
     ignored_outputs_have_a_reason,
     charts_are_described,
     tables_have_headers,
+    ends_with_a_self_check,
 ]
 
 # --- the book passes them -------------------------------------------------------------
@@ -259,6 +283,13 @@ SOUND = {
 }
 
 
+ASKED = (
+    "## Check yourself\n\n```{selfcheck}\n"
+    + "? Why?\n+ So.\n  > Yes.\n- Not so.\n  > No.\n" * 3
+    + "```"
+)
+
+
 def sound_notebook():
     notebook = nbformat.v4.new_notebook()
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
@@ -268,6 +299,7 @@ def sound_notebook():
         cell = nbformat.v4.new_code_cell("x = 1", id=name, execution_count=count)
         notebook.cells.append(cell)
     first, figure, failing = notebook.cells[-3:]
+    notebook.cells.append(nbformat.v4.new_markdown_cell(ASKED, id="self-check"))
     first.outputs = [nbformat.v4.new_output("stream", name="stdout", text="1 / 2")]
     figure.metadata.mystnb = {"image": {"alt": "a falling line"}}
     figure.outputs = [nbformat.v4.new_output("display_data", {"image/png": HOME})]
@@ -334,6 +366,9 @@ PLANTED = [
         planted("chart.source", SOUND["chart"].replace("accDescr", "descr")),
     ),
     (tables_have_headers, planted("table.source", "| | b |\n|--|--|\n| 1 | 2 |")),
+    (ends_with_a_self_check, planted("self-check.id", "check")),
+    (ends_with_a_self_check, planted("self-check.source", ASKED.replace("+", "-"))),
+    (ends_with_a_self_check, planted("self-check.source", "## Check yourself")),
 ]
 
 

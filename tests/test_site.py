@@ -1,5 +1,6 @@
 """The built site is whole and asks no other host for anything."""
 
+import gzip
 import re
 import subprocess
 import sys
@@ -205,6 +206,35 @@ CHART_LINKS = """[...document.querySelectorAll(".mermaid a")]
                     location.href).href)"""
 
 
+AXE = """axe.run(document, {resultTypes: ["violations"] %s}).then(
+  found => found.violations
+    .filter(v => ["serious", "critical"].includes(v.impact))
+    .flatMap(v => v.nodes.map(
+      n => [v.id, n.target.flat().join(" "), n.html.slice(0, 120)])))
+"""
+LIGHTEST = 2_500_000
+
+
+def barriers(page):
+    """What axe-core finds serious or critical, in light and in dark."""
+    page.evaluate((ROOT / "node_modules/axe-core/axe.min.js").read_text("utf8") + ";0")
+    for mode, only in (("light", ""), ("dark", ', runOnly: ["color-contrast"]')):
+        page.evaluate(f"document.documentElement.dataset.theme = {mode!r}")
+        for rule, target, html in page.evaluate(AXE % only):
+            yield f"{mode}: {rule}: {target}: {html}"
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+
+
+def weight(page, site):
+    """Bytes that the first visit to a page takes from a server that compresses."""
+    total = 0
+    for event in page.of("Network.responseReceived"):
+        path = unquote(urlsplit(event["response"]["url"]).path).lstrip("/")
+        if path and (file := site / path).is_file():
+            total += len(gzip.compress(file.read_bytes(), 6))
+    return total
+
+
 @needs_chromium
 def test_every_page_in_a_browser(site):
     problems = []
@@ -214,6 +244,9 @@ def test_every_page_in_a_browser(site):
             page.resize(1280, 900)
             page.visit(f"http://{host}/{name}")
             found = [*looks(page), *reported_problems(page, host)]
+            if (size := weight(page, site)) > LIGHTEST:
+                found.append(f"{size:,} bytes on the first visit, compressed")
+            found += barriers(page)
             for link in page.evaluate(CHART_LINKS):
                 inside = urlsplit(link).netloc == host
                 if inside and not (site / urlsplit(link).path[1:]).is_file():
@@ -224,6 +257,103 @@ def test_every_page_in_a_browser(site):
                     found.append(f"{extra} px too wide for a screen of {width} px")
             problems += [f"{name}: {problem}" for problem in found]
     assert problems == []
+
+
+def announced(page):
+    """Texts that stand in a place whose changes a screen reader says aloud."""
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    by_id = {node["nodeId"]: node for node in nodes}
+
+    def text(node):
+        if node["role"]["value"] == "StaticText":
+            return node["name"]["value"]
+        inner = [by_id[i] for i in node.get("childIds", []) if i in by_id]
+        return "".join(text(child) for child in inner)
+
+    for node in nodes:
+        for about in node.get("properties", []):
+            if about["name"] == "live" and about["value"]["value"] == "polite":
+                yield text(node)
+
+
+# Code and links that are hard to read where they stand: contrast below 4.5.
+PALE = """(() => {
+  const light = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(c => c / 255)
+      .map(c => c <= 0.04 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const behind = e => {
+    const color = getComputedStyle(e).backgroundColor;
+    return color === "rgba(0, 0, 0, 0)" ? behind(e.parentElement) : color;
+  };
+  return [...document.querySelectorAll(".bd-article :is(div.highlight span, a)")]
+    .filter(e => e.textContent.trim() && getComputedStyle(e).display !== "none")
+    .filter(e => {
+      const pair = [light(getComputedStyle(e).color), light(behind(e))];
+      return Math.max(...pair) / Math.min(...pair) < 4.5;
+    }).map(e => e.textContent);
+})()"""
+
+
+@needs_chromium
+def test_a_self_check_answers_by_keyboard_and_is_remembered(site):
+    name = "book/02-concepts/token.html"
+    with served(site) as host, open_page() as page:
+        page.visit(f"http://{host}/{name}")
+        shown = """[...document.querySelectorAll(".check-feedback")]
+          .filter(e => getComputedStyle(e).display != "none").map(e => e.textContent)"""
+        said = "document.querySelector('.check-result').textContent"
+        assert page.evaluate(shown) == []
+        right = page.evaluate("""[...document.querySelectorAll(".selfcheck fieldset")]
+          .map(q => [...q.querySelectorAll("input")]
+            .findIndex(i => i.value == "right"))""")
+        page.evaluate("document.querySelector('#check-1-1').focus()")
+        page.press("Space")
+        assert len(page.evaluate(shown)) == 1
+        beginning = page.evaluate(shown)[0][:20]
+        assert any(text.startswith(beginning) for text in announced(page))
+        assert "2 to go" in page.evaluate(said)
+        for number, place in enumerate(right, 1):
+            page.evaluate(f"document.querySelector('#check-{number}-1').focus()")
+            page.press("Space")
+            for _ in range(place):
+                page.press("ArrowDown")
+        assert all("Right." in text for text in page.evaluate(shown))
+        assert page.evaluate(said).endswith("3 of 3 right.")
+        page.visit(f"http://{host}/book/index.html")
+        ticks = """[...document.querySelectorAll(".page-done")]
+          .map(e => new URL(e.closest("a").href).pathname.slice(1))"""
+        assert page.evaluate(ticks) == [name]
+        assert list(reported_problems(page, host)) == []
+
+
+@needs_chromium
+def test_on_paper_there_is_the_text_and_no_frame(site):
+    with served(site) as host, open_page() as page:
+        page.visit(f"http://{host}/book/02-concepts/token.html")
+        page.evaluate("document.documentElement.dataset.theme = 'dark'")
+        page.call("Emulation.setEmulatedMedia", media="print")
+        seen = """Object.fromEntries([".bd-sidebar-primary", ".bd-header-article",
+          ".prev-next-footer", ".page-head", "h1", ".bd-article pre", ".selfcheck"]
+          .map(s => [s, document.querySelector(s)])
+          .map(([s, e]) => [s, getComputedStyle(e).display != "none"]))"""
+        assert [s for s, there in page.evaluate(seen).items() if there] == [
+            "h1", ".bd-article pre", ".selfcheck",
+        ]  # fmt: skip
+        back = "getComputedStyle(document.body).backgroundColor"
+        assert page.evaluate(back) == "rgb(255, 255, 255)"
+        assert page.evaluate(PALE) == []
+
+
+def test_each_page_says_what_a_link_to_it_shows(site):
+    text = (site / "book/02-concepts/token.html").read_text("utf8")
+    found = dict(re.findall(r'<meta property="(og:[\w:]+)" content="([^"]*)">', text))
+    assert found["og:title"].endswith("Token")
+    assert found["og:description"].startswith("Into which pieces should a text be cut")
+    picture = site / "book/02-concepts" / found["og:image"]
+    assert picture.resolve().is_file()
+    assert "make run CHAPTER=book/02-concepts/token.ipynb" in text
 
 
 @needs_chromium
@@ -314,3 +444,34 @@ def test_planted_problem_in_a_browser(html, problem, tmp_path):
         page.visit(f"http://{host}/index.html")
         found = [*looks(page, patience=0), *reported_problems(page, host)]
     assert problem in "\n".join(found)
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        ('<img src="a.png">', "light: image-alt"),
+        ('<p style="color: #aaa; background: #fff">pale</p>', "light: color-contrast"),
+        ("<style>[data-theme=dark] p {color: #333; background: #222}</style><p>dim</p>",
+         "dark: color-contrast"),
+        ("<button></button>", "light: button-name"),
+    ],
+)  # fmt: skip
+def test_planted_barrier(html, problem, tmp_path):
+    head = '<!doctype html><html lang="en"><title>Page</title><main><h1>Page</h1>'
+    (tmp_path / "index.html").write_text(f"{head}{html}</main></html>")
+    with served(tmp_path) as host, open_page() as page:
+        page.visit(f"http://{host}/index.html")
+        assert problem in "\n".join(barriers(page))
+
+
+@needs_chromium
+def test_what_a_visit_weighs_is_what_it_asks_for_compressed(tmp_path):
+    (tmp_path / "a.css").write_text("p {color: red}" * 1000)
+    (tmp_path / "unused.css").write_text("p {color: red}")
+    (tmp_path / "index.html").write_text('<link rel="stylesheet" href="a.css"><p>x</p>')
+    with served(tmp_path) as host, open_page() as page:
+        page.visit(f"http://{host}/index.html")
+        asked = [tmp_path / name for name in ("index.html", "a.css")]
+        expected = sum(len(gzip.compress(f.read_bytes(), 6)) for f in asked)
+        assert weight(page, tmp_path) == expected
