@@ -2,9 +2,15 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from tokrl import models
+from tokrl.runs import write_json
+from tokrl.tokenizers import Tokenizer
+from tokrl.world import World
 
 
 @contextmanager
@@ -23,3 +29,25 @@ def replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         made.rename(folder)
+
+
+def write_small(
+    folder: Path,
+    kept: Mapping[str, models.LanguageModel],
+    tokenizer: Tokenizer,
+    world: World,
+    measured: Mapping[str, Any],
+    card: str,
+) -> None:
+    """Write a small model of chapter 6 with all that goes with it.
+
+    kept  {name: model}, each in a safetensors file of its own
+    card  the text of README.md, with what was measured in it
+    """
+    with replacing(folder) as made:
+        for name, model in kept.items():
+            models.save(model, made / f"{name}.safetensors")
+        tokenizer.save(made / "tokrl.json")
+        write_json(made / "world.json", world.to_dict())
+        write_json(made / "measured.json", measured)
+        (made / "README.md").write_text(card, encoding="utf-8")

@@ -14,9 +14,7 @@ own. At the end each is measured against its world, and the folder that
 import argparse
 import json
 import math
-import shutil
 import string
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +28,7 @@ from torch import Tensor
 from tokrl import models
 from tokrl.masking import pad, unpad
 from tokrl.pretrained import FOLDER, NAMES
+from tokrl.pretrained.folder import replacing
 from tokrl.runs import write_json
 from tokrl.sampling import generate
 from tokrl.tokenizers import SPECIAL_TOKENS, BPETokenizer, WordPieceTokenizer
@@ -408,18 +407,10 @@ def make(name: str, run: Path, out: Path, seed: int = 0) -> None:
         parameters=models.num_parameters(model), vocabulary=len(tokenizer),
         measured=json.dumps(measured, indent=1),
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        made = Path(temporary) / out.name
-        made.mkdir()
+    with replacing(out) as made:
         save(made, tokenizer, model)
         (made / "README.md").write_text(card, encoding="utf-8")
         write_json(made / "measured.json", measured)
-        for file in made.iterdir():
-            file.chmod(0o644)
-        if out.exists():
-            shutil.rmtree(out)
-        made.rename(out)
     print(card)
 
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from tokrl import models
 from tokrl.apps import qa
 from tokrl.masking import pad
-from tokrl.pretrained.folder import replacing
-from tokrl.runs import write_json
+from tokrl.pretrained.folder import write_small
 from tokrl.tokenizers import Tokenizer
 from tokrl.training import FitConfig, PolicyConfig, fit, train_policy
 from tokrl.world import World
@@ -139,13 +138,8 @@ def make(
         rows=rl_config.prompts_per_step * rl_config.group_size,
         measured=json.dumps(measured, indent=1), **qa.ANNOTATORS,
     )  # fmt: skip
-    with replacing(folder) as made:
-        models.save(imitation, made / "imitation.safetensors")
-        models.save(reader, made / "model.safetensors")
-        tokenizer.save(made / "tokrl.json")
-        write_json(made / "world.json", world.to_dict())
-        write_json(made / "measured.json", measured)
-        (made / "README.md").write_text(card, encoding="utf-8")
+    kept = {"imitation": imitation, "model": reader}
+    write_small(folder, kept, tokenizer, world, measured, card)
 
 
 def measure(

@@ -12,8 +12,7 @@ import torch
 
 from tokrl import metrics, models
 from tokrl.apps import translation
-from tokrl.pretrained.folder import replacing
-from tokrl.runs import write_json
+from tokrl.pretrained.folder import write_small
 from tokrl.tokenizers import Tokenizer
 from tokrl.training import FitConfig, fit
 from tokrl.world import World
@@ -93,12 +92,7 @@ def make(
         sacrebleu=metrics.sacrebleu.__version__,
         measured=json.dumps(measured, indent=1),
     )  # fmt: skip
-    with replacing(folder) as made:
-        models.save(model, made / "model.safetensors")
-        tokenizer.save(made / "tokrl.json")
-        write_json(made / "world.json", world.to_dict())
-        write_json(made / "measured.json", measured)
-        (made / "README.md").write_text(card, encoding="utf-8")
+    write_small(folder, {"model": model}, tokenizer, world, measured, card)
 
 
 def measure(

@@ -13,9 +13,8 @@ import torch
 
 from tokrl import models
 from tokrl.apps.generation import WRITER, encode_story, examine, rest, scene, write
-from tokrl.pretrained.folder import replacing
+from tokrl.pretrained.folder import write_small
 from tokrl.rewards import ValidityReward
-from tokrl.runs import write_json
 from tokrl.tokenizers import WordTokenizer
 from tokrl.training import FitConfig, evaluate, fit
 from tokrl.world import World
@@ -82,12 +81,7 @@ def make(folder: Path, generator: torch.Generator, config: FitConfig = CONFIG) -
         tokens=int(history.last("tokens")), held_out=HELD_OUT,
         measured=json.dumps(measured, indent=1),
     )  # fmt: skip
-    with replacing(folder) as made:
-        models.save(model, made / "model.safetensors")
-        tokenizer.save(made / "tokrl.json")
-        write_json(made / "world.json", world.to_dict())
-        write_json(made / "measured.json", measured)
-        (made / "README.md").write_text(card, encoding="utf-8")
+    write_small(folder, {"model": model}, tokenizer, world, measured, card)
 
 
 def measure(
