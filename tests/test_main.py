@@ -81,6 +81,10 @@ def test_a_question_is_answered_with_its_steps(capsys):
         (["translate", "安娜拿起红球。", "--to", "zh"], "target='zh'"),
         (["answer", "--story", " ", "--question", "Where is Anna?"], "empty"),
         (["answer", "--story", STORY, "--question", "Is Anna happy?"], "Where is"),
+        (
+            ["answer", "--story", STORY, "--question", "Who is Anna?"],
+            "'Where is Anna?'",
+        ),
     ],
 )
 def test_what_was_typed_wrong_is_said_in_one_line(capsys, arguments, named):
@@ -95,6 +99,9 @@ def test_what_was_typed_wrong_is_said_in_one_line(capsys, arguments, named):
     [
         ["generate", "--count", "0"],
         ["generate", "--seed", "x"],
+        ["generate", "--seed", str(2**63)],
+        ["generate", "--count", "1000000000"],
+        ["generate", "--beam", "1000000000"],
         ["translate", "Anna.", "--to", "fr"],
         ["answer", "--story", STORY],
         ["sing"],
@@ -141,8 +148,33 @@ def shell(arguments, **options):
 def test_chinese_comes_in_and_out_whatever_the_terminal_says():
     done = shell(["translate", "-", "--to", "en"], input="安娜拿起红球。".encode())
     assert done.stdout.decode() == "Anna takes the red ball.\n"
+    done = shell(["translate", "安娜拿起红球。", "--to", "en"])
+    assert done.stdout.decode() == "Anna takes the red ball.\n"
     done = shell(["translate", "Anna takes the red ball.", "--to", "zh"])
     assert done.stdout.decode() == "安娜拿起红球。\n"
+
+
+def test_input_in_another_encoding_is_named():
+    done = shell(["translate", "-", "--to", "en"], input="安娜".encode("gbk"))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"not UTF-8" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_whoever_stops_reading_is_not_shown_a_traceback():
+    code = (
+        "import tokrl.__main__ as m\n"
+        "def generate(options): return ['x' * 100] * 20_000\n"
+        "m.generate = generate\n"
+        "raise SystemExit(m.main(['generate']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout.read(10) == b"x" * 10
+        writer.stdout.close()
+        assert writer.stderr.read() == b""
+    assert writer.returncode == 0
 
 
 def test_help_does_not_wait_for_torch():

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,11 +227,37 @@ def test_answer_takes_the_likeliest_and_says_how_sure(tokenizer):
         ("  ", "Where is Anna?", "empty"),
         ("Anna goes to the park.", "Is Anna happy?", "Where is"),
         ("Anna goes to the park.", "Where is Anna", "Where is"),
+        ("Anna goes to the park.", "Where?", "'Where is [A-Z]"),
+        ("Anna goes to the park.", "Who is Anna?", "'Where is Anna[?]'"),
+        (
+            "Anna has a red ball.",
+            "Where has the red ball?",
+            "'Where is the red ball[?]'",
+        ),
+        (
+            "Anna has some black shoes.",
+            "Where is the black shoes?",
+            "'Where are the bl",
+        ),
+        ("<pad> Anna goes to the park.", "Where is Anna?", "unknown words: <pad>"),
     ],
 )
 def test_what_cannot_be_answered_is_named(tokenizer, story, question, named):
     with pytest.raises(ValueError, match=named):
         qa.answer(Bigram(tokenizer, {}), tokenizer, story, question)
+
+
+def test_every_question_that_the_world_asks_may_be_asked(world, tokenizer):
+    model, asked = (
+        Bigram(tokenizer, {(":", "park"): 1.0, ("park", "<eos>"): 1.0}),
+        set(),
+    )
+    for example in draw(world, 300, 5, unknown=0.3):
+        if example.question not in asked:
+            reply = qa.answer(model, tokenizer, example.story, example.question, False)
+            assert reply.answer == "park"
+            asked.add(example.question)
+    assert len(asked) == len(world.people) + 2 * len(world.things)
 
 
 def test_measures_by_hand():
@@ -263,13 +290,13 @@ def test_shares_that_are_none_are_refused(world):
 
 
 def shipped(name):
-    return models.load(pretrained.FOLDER / "town-reader" / f"{name}.safetensors")
+    return models.load(Path(pretrained.path("reader")) / f"{name}.safetensors")
 
 
 def test_the_shipped_reader_answers_and_imitation_is_as_bad_as_its_teachers(
     world, tokenizer
 ):
-    folder = pretrained.FOLDER / "town-reader"
+    folder = Path(pretrained.path("reader"))
     assert Tokenizer.load(folder / "tokrl.json").vocab == tokenizer.vocab
     examples = draw(world, 200, 9, part="test")
     prompts = [example.prompt() for example in examples]
@@ -317,6 +344,6 @@ def test_the_reader_can_be_made_from_nothing(tmp_path, monkeypatch):
     )
     assert all(torch.equal(made[key], again[key]) for key in made)
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    there = (pretrained.FOLDER / "town-reader").iterdir()
+    there = Path(pretrained.path("reader")).iterdir()
     assert names == {path.name for path in there}
     assert sum(p.stat().st_size for p in (tmp_path / "a").iterdir()) < 2_000_000

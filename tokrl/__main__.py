@@ -1,6 +1,7 @@
 """The small models of chapter 6 from the command line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,15 @@ def load(name: str) -> "tuple[LanguageModel, Tokenizer]":
 
 def read(text: str) -> str:
     """What the user gave: the text itself, or all of standard input for "-"."""
-    return sys.stdin.read() if text == "-" else text
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"standard input is not UTF-8 text ({error.reason} at byte "
+            f"{error.start}): save it as UTF-8"
+        ) from error
 
 
 def generate(options: argparse.Namespace) -> list[str]:
@@ -83,13 +92,13 @@ def answer(options: argparse.Namespace) -> list[str]:
     return [*chain, f"{reply.answer} (confidence {reply.confidence:.2f})"]
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A parser of whole numbers that are not too small."""
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A parser of whole numbers that are neither too small nor too large."""
 
     def parse(text: str) -> int:
         number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number}: give at least {least}")
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text}: give {least} to {most}")
         return number
 
     parse.__name__ = "whole number"
@@ -120,14 +129,18 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="how it begins; - reads standard input; none: from nothing",
     )
-    writer.add_argument("--count", type=whole(1), default=1, help="stories, 1")
-    writer.add_argument("--seed", type=whole(0), help="for the same stories each time")
+    writer.add_argument("--count", type=whole(1, 10_000), default=1, help="stories, 1")
+    writer.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), help="for the same stories each time"
+    )
     writer.add_argument("--temperature", type=float, help="above 0; 1")
-    writer.add_argument("--top-k", type=whole(0), help="of the k likeliest tokens; all")
+    writer.add_argument(
+        "--top-k", type=whole(0, 10_000), help="of the k likeliest tokens; all"
+    )
     writer.add_argument("--top-p", type=float, help="of the likeliest of this mass; 1")
     writer.add_argument(
         "--beam",
-        type=whole(1),
+        type=whole(1, 1000),
         default=0,
         help="search for a likely story so wide, in place of drawing",
     )
@@ -146,7 +159,10 @@ def parser() -> argparse.ArgumentParser:
         '--question "Where is the red ball?"',
     )  # fmt: skip
     reader.add_argument(
-        "--story", required=True, help="its text; - reads standard input"
+        "--story",
+        required=True,
+        help="its text, about two people and one thing, with ___ for a word that "
+        "cannot be read; - reads standard input",
     )
     reader.add_argument("--question", required=True,
                         help='"Where is ...?" or "Who has ...?"')  # fmt: skip
@@ -162,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
+    if arguments is None:  # the bytes are UTF-8, even if the locale is C
+        arguments = [os.fsencode(a).decode("utf-8", "replace") for a in sys.argv[1:]]
     options = parser().parse_args(arguments)
     try:
         for line in options.run(options):

@@ -9,6 +9,7 @@ at once. What a completion looks like, and what it is paid:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from math import exp, nan
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from tokrl.rollout import encode_prompts
 from tokrl.sampling import generate
 from tokrl.tokenizers import Tokenizer, WordTokenizer, join_words, split_text
 from tokrl.world import Answer, Question, Story, World, WorldConfig
-from tokrl.world.grammar import PERSON, PLACE
+from tokrl.world.grammar import PERSON, PLACE, THING
 from tokrl.world.questions import answer as answer_in
 
 BLOT = "___"
@@ -341,7 +342,7 @@ def answer(
     question  "Where is Anna?", "Who has the red ball?"
     steps     whether it writes a chain first
     Raises ValueError for words that the model does not know (named), an empty story,
-    a text that is no question, or a story too long to read.
+    a text that is no question of these two kinds, or a story too long to read.
     """
     if not story.strip():
         raise ValueError("the story is empty: give at least one sentence")
@@ -351,13 +352,29 @@ def answer(
         )
     text = prompt(story.strip(), question, steps)
     known = [token for token in tokenizer.vocab if token[0].isalpha()]
-    strange = [t for t in tokenizer.tokens(text) if t not in tokenizer.vocab]
-    if strange := [token for token in dict.fromkeys(strange) if token != BLOT]:
+    spelt = zip(tokenizer.tokens(text), tokenizer.encode(text), strict=True)
+    strange = dict.fromkeys(token for token, i in spelt if i == tokenizer.unk_id)
+    if strange := [token for token in strange if token != BLOT]:
         raise ValueError(
             f"unknown words: {', '.join(strange)}; this model knows: "
             f"{', '.join(sorted(known))}"
         )
+    asked, possible = join_words(split_text(question)), _possible_questions(tokenizer)
+    if asked not in possible:
+        like = get_close_matches(asked, possible, n=1, cutoff=0.0)
+        raise ValueError(
+            f"question={question!r}: ask where a person or a thing is, or who has a "
+            f"thing, like {' or '.join(map(repr, like))}"
+        )
     return answer_all(model, tokenizer, [text])[0]
+
+
+def _possible_questions(tokenizer: Tokenizer) -> list[str]:
+    """All questions in the present about people and things that have tokens."""
+    pairs = [("where", name) for name in PERSON | THING]
+    pairs += [("who", name) for name in THING]
+    asked = [Question(*pair).words() for pair in pairs]
+    return [join_words(q) for q in asked if all(w in tokenizer.vocab for w in q)]
 
 
 def measure(examples: Sequence[Example], replies: Sequence[Reply]) -> Measures:
