@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -384,7 +385,7 @@ def test_examples_mark_the_first_error(world, tokenizer):
 
 
 def test_the_writer_is_as_good_as_its_card_says(world):
-    folder = pretrained.FOLDER / "town-writer"
+    folder = Path(pretrained.path("writer"))
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
     card = (folder / "README.md").read_text(encoding="utf-8")
     measured = (folder / "measured.json").read_text(encoding="utf-8")

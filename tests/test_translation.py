@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -35,7 +36,7 @@ def tokenizer(world):
 
 @pytest.fixture(scope="module")
 def shipped():
-    folder = pretrained.FOLDER / "town-translator"
+    folder = Path(pretrained.path("translator"))
     model = models.load(folder / "model.safetensors").double()
     return model, Tokenizer.load(folder / "tokrl.json")
 
@@ -450,7 +451,7 @@ def test_the_shipped_translator_is_as_good_as_its_card_says(world, shipped):
         assert q.exact >= low
         assert q.bleu > 98
         assert len(q.texts) == 120
-    folder = pretrained.FOLDER / "town-translator"
+    folder = Path(pretrained.path("translator"))
     measured = json.loads((folder / "measured.json").read_text("utf8"))
     assert json.dumps(measured, indent=1) in (folder / "README.md").read_text("utf8")
     assert (folder / "model.safetensors").stat().st_size < 2e6

@@ -45,7 +45,7 @@ def generate(options: argparse.Namespace) -> list[str]:
 
     from tokrl.apps.generation import WRITER, continue_text
     from tokrl.tokenizers import join_words
-    from tokrl.world import World
+    from tokrl.world import END, World
 
     choice = {
         name: value
@@ -67,7 +67,7 @@ def generate(options: argparse.Namespace) -> list[str]:
     world, lines = World(WRITER), []
     for text in texts:
         words = world.split(text)
-        at = world.first_error([*words, "<eos>"])
+        at = world.first_error([*words, END])
         right = join_words(words[:at])
         verdict = "possible" if at is None else f"impossible after {right!r}"
         lines += [text, f"  ({verdict})"]

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -231,7 +232,7 @@ class Packs:
     """Completions side by side in rows, each row after the prompt that they share.
 
     prompts, masks  (P, S), left-padded; `of` (B,) is the number of each one's prompt
-    completion_ids  (B, T); lengths (B,), at least 1
+    completion_ids  (B, T); lengths (B,), 0 where nothing counts
 
     ids, positions  (R, L): the tokens of a row, and the place of each in its own text
     seen            (R, L, L) bool: a token sees the prompt, what stands before it in
@@ -283,14 +284,19 @@ class Packs:
         self.positions.view(-1)[flat] = (begin + step)[counted]
         text.view(-1)[flat] = number.expand_as(counted)[counted]
         self.cost = self.ids.numel() * (1 + length / PAIRS)
-        back = torch.arange(length, device=device)
-        same = text[:, :, None] == text[:, None, :]
-        shared = text[:, None, :] == 0
-        self.seen = (same | shared) & (back[:, None] >= back)
+        self._text = text
         self.counted = step < lengths[:, None]  # (B, T)
         before = row * length + torch.where(step == 0, begin, start + step) - 1
         self._before = before[self.counted]  # where the output before each token is
         self._tokens = completion_ids[self.counted]
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Made when it is asked for: it is large, and not all packs are read."""
+        back = torch.arange(self.ids.shape[1], device=self.ids.device)
+        same = self._text[:, :, None] == self._text[:, None, :]
+        shared = self._text[:, None, :] == 0
+        return (same | shared) & (back[:, None] >= back)
 
     def before_tokens(
         self, head: Callable[[Tensor], Tensor], states: Tensor
