@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokrl import models
+from tokrl.models import transformer
 
 
 @pytest.fixture
@@ -20,22 +21,25 @@ def draw(*shape, seed=0):
 
 
 def test_attention_by_hand():
-    """Two queries and keys: weights 1/4 and 3/4, then a blocked key."""
+    """Two queries and keys: weights 1/4 and 3/4, then a hidden key."""
     q = torch.tensor([[0.0, 0.0], [math.log(3) * math.sqrt(2), 0.0]])
     k = torch.tensor([[1.0, 5.0], [2.0, 5.0]])
     v = torch.tensor([[4.0, 0.0], [8.0, 4.0]])
     got = models.attention(q, k, v, None)
     torch.testing.assert_close(got, torch.tensor([[6.0, 2.0], [7.0, 3.0]]))
-    got = models.attention(q, k, v, torch.tensor([[False, True], [False, False]]))
+    got = models.attention(q, k, v, torch.tensor([[0.0, -math.inf], [0.0, 0.0]]))
     torch.testing.assert_close(got, torch.tensor([[4.0, 0.0], [7.0, 3.0]]))
 
 
-def test_fused_attention_is_the_one_written_out(model):
+@pytest.mark.parametrize("few", [0, 64])
+def test_fused_attention_is_the_one_written_out(model, monkeypatch, few):
     """The same outputs and gradients, whichever way a block attends."""
+    monkeypatch.setattr(transformer, "FEW_QUERIES", 0)
+    monkeypatch.setattr(transformer, "FEW_KEYS", few)
     block = model.blocks[0]
-    blocked = torch.ones(7, 7, dtype=torch.bool).triu(1)[None, None]
+    later = torch.full((7, 7), -math.inf, dtype=torch.float64).triu(1)
     results = []
-    for way in (None, blocked):
+    for way in (None, later):
         x = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(1)).double()
         x.requires_grad_()
         model.zero_grad()
@@ -45,6 +49,18 @@ def test_fused_attention_is_the_one_written_out(model):
     for fused, written in zip(*results, strict=True):
         torch.testing.assert_close(fused, written, rtol=0, atol=1e-12)
     assert results[0][2].abs().sum() > 1
+
+
+@torch.no_grad()
+def test_texts_that_begin_alike_share_a_row_of_the_cache(model):
+    """Up to eight, as many as divide their number; what they share is there once."""
+    for copies, side in ((16, 8), (12, 4), (6, 2), (5, 1)):
+        cache = model.new_cache(1, 12)
+        model(draw(1, 9), None, cache)
+        cache.keep(torch.zeros(copies, dtype=torch.int64))
+        model(draw(copies, 1), None, cache)
+        shape = (copies // side, 4, 9 + 3 * side, 8)
+        assert {part.shape for part in (*cache.keys, *cache.values)} == {shape}
 
 
 def test_attention_weights_are_those_the_model_mixes_with(model):

@@ -182,6 +182,33 @@ def test_dropped_and_reordered_rows(model):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("copies", [2, 3, 8, 16])
+def test_copies_of_a_row_go_on_each_in_its_own_way(model, copies, padded):
+    """As completions of one prompt do; then some end, and two tokens come at once."""
+    begin, own = draw(2, 4), draw(2 * copies, 7, seed=1)
+    mask = torch.ones_like(begin)
+    mask[1, :2] = not padded
+    of = torch.arange(2).repeat_interleave(copies)
+    ids = torch.cat([begin[of], own], -1)
+    whole, _ = model(ids, torch.cat([mask[of], torch.ones_like(own)], -1))
+    cache = model.new_cache(2, 11)
+    model(begin, mask, cache)
+    cache.keep(of)
+    for t in range(3):
+        logits, _ = model(own[:, t : t + 1], None, cache)
+        close(logits[:, 0], whole[:, 4 + t])
+    branch = copy.copy(cache)
+    logits, _ = model(own[:, 3:5], None, branch)
+    close(logits, whole[:, 7:9])
+    kept = torch.tensor([copies, 0, 2 * copies - 1])
+    cache.keep(kept)
+    for piece in (slice(3, 4), slice(4, 6), slice(6, 7)):
+        logits, _ = model(own[kept, piece], None, cache)
+        close(logits, whole[kept, 4 + piece.start : 4 + piece.stop])
+
+
+@torch.no_grad()
 def test_a_cache_row_may_be_kept_before_anything_was_read(model):
     ids = draw(2, 5)
     cache = model.new_cache(3, 5)

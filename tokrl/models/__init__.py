@@ -9,16 +9,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tokrl.models.attention import KVCache, attention
 from tokrl.models.base import LanguageModel
 from tokrl.models.gpt2 import from_gpt2, to_gpt2
 from tokrl.models.hf import HFModel, from_hf
 from tokrl.models.recurrent import CELLS, Recurrent, RecurrentConfig
-from tokrl.models.transformer import (
-    KVCache,
-    Transformer,
-    TransformerConfig,
-    attention,
-)
+from tokrl.models.transformer import Transformer, TransformerConfig
 from tokrl.models.value import ValueHead, ValueModel, with_value_head
 from tokrl.runs import atomic_path
 

@@ -96,10 +96,9 @@ class Linear(nn.Linear):
     def gelu(self, x: Tensor) -> Tensor:
         """GELU(x W^T + b), by the tanh that GPT-2 approximates GELU with.
 
-        oneDNN does both at once, where no gradient is asked for: that is faster, the
-        product or not.
+        oneDNN does both at once, where it is faster and no gradient is asked for.
         """
-        if torch.is_grad_enabled() or not _is_worth_it(x, self.weight):
+        if torch.is_grad_enabled() or not (FASTER and _is_worth_it(x, self.weight)):
             return F.gelu(self(x), approximate="tanh")
         return ONEDNN(x, self.weight, self.bias, "gelu", [], "tanh")
 

@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokrl.models.attention import KVCache, as_bias, attention
 from tokrl.models.base import LanguageModel
 from tokrl.models.linear import Linear, linear
+
+# Up to here attention is faster as it is written out, beyond by torch's fused kernel.
+FEW_QUERIES, FEW_KEYS = 8, 64
 
 
 @dataclass(frozen=True)
@@ -43,80 +47,6 @@ class TransformerConfig:
             )
 
 
-class KVCache:
-    """Keys and values of the tokens read so far.
-
-    Where no gradient is asked for they are written into memory that is taken once.
-
-    keys, values  one tensor (B, heads, N, D / heads) for each layer, N >= length
-    length        columns in use
-    mask          (B, length) bool, true where a real token was read; None if all were
-    size          columns that memory is taken for
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, size: int, like: Tensor):
-        nothing = like.new_empty(batch, config.heads, 0, config.width // config.heads)
-        self.keys = [nothing] * config.layers
-        self.values = [nothing] * config.layers
-        self.length = 0
-        self.mask: Tensor | None = None
-        self.size = size
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows (a long tensor of row numbers) and drop the others."""
-        self.keys, self.values = (
-            [part[:, :, : self.length].index_select(0, rows) for part in parts]
-            for parts in (self.keys, self.values)
-        )
-        if self.mask is not None:
-            self.mask = self.mask[rows]
-
-    def mark(self, length: int, mask: Tensor | None) -> Tensor | None:
-        """Note which of `length` new tokens are real; returns the mask of all so far.
-
-        mask  (B, length) bool; None if all are
-        """
-        if mask is None and self.mask is None:
-            return None
-        real = [self.mask, mask]
-        for i, columns in enumerate((self.length, length)):
-            if real[i] is None:
-                shape = (self.keys[0].shape[0], columns)
-                real[i] = torch.ones(shape, dtype=torch.bool, device=real[1 - i].device)
-        self.mask = torch.cat(real, -1)
-        return self.mask
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, heads, T, Dh) of new tokens; returns those of all."""
-        start, end = self.length, self.length + k.shape[2]
-        for parts, new in ((self.keys, k), (self.values, v)):
-            if torch.is_grad_enabled():
-                parts[layer] = torch.cat([parts[layer][:, :, :start], new], 2)
-                continue
-            if end > parts[layer].shape[2]:  # at first, and after rows were dropped
-                batch, heads, _, width = new.shape
-                room = new.new_empty(batch, heads, max(end, self.size), width)
-                room[:, :, :start] = parts[layer][:, :, :start]
-                parts[layer] = room
-            parts[layer][:, :, start:end] = new
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v: Vaswani et al. 2017, equation 1.
-
-    q        (B, heads, T, Dh), one query for each position
-    k, v     (B, heads, N, Dh)
-    blocked  bool, fits (B, heads, T, N): the keys that a query must not see; None
-             if it may see all. No query may have all its keys blocked.
-    Returns (B, heads, T, Dh).
-    """
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, heads, T, N)
-    if blocked is not None:
-        scores = scores.masked_fill(blocked, -math.inf)
-    return scores.softmax(-1) @ v
-
-
 class Block(nn.Module):
     """Attention, then a two-layer network, each added to what came in."""
 
@@ -132,31 +62,31 @@ class Block(nn.Module):
         self.down = Linear(4 * width, width)
 
     def forward(
-        self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
+        self, x: Tensor, bias: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
-        x = x + self.attend(self.norm_1(x), blocked, cache, layer)
+        x = x + self.attend(self.norm_1(x), bias, cache, layer)
         return x + self.down(self.up.gelu(self.norm_2(x)))
 
     def attend(
-        self, x: Tensor, blocked: Tensor | None, cache: KVCache | None, layer: int
+        self, x: Tensor, bias: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         """Mix what came before into each position; x and result (B, T, D).
 
-        blocked  for `attention`; None if just what follows a position is. For more
-                 than one position torch's fused kernel does the same faster, the more
-                 so the longer the text. It has no second derivative: where you need
-                 one, work under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+        bias  for `attention`; None if each position sees all but what follows it. Of
+              many tokens torch's fused kernel does the same faster. It has no second
+              derivative: where you need one, work under
+              `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
         """
         batch, length, width = x.shape
         q, k, v = self.split(x)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        if length == 1:
-            mixed = attention(q, k, v, blocked)
-        elif blocked is None:
+        if bias is None and length > 1:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif length <= FEW_QUERIES or k.shape[2] <= FEW_KEYS:
+            mixed = attention(q, k, v, bias)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=~blocked)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -200,7 +130,11 @@ class Transformer(LanguageModel):
 
     def new_cache(self, batch: int, size: int) -> KVCache:
         """An empty cache for `batch` rows of up to `size` tokens."""
-        return KVCache(self.config, batch, size, self.token_embedding.weight)
+        heads = self.config.heads
+        nothing = self.token_embedding.weight.new_empty(
+            batch, heads, 0, self.width // heads
+        )
+        return KVCache(self.config.layers, nothing, size)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Scores (B, T, V): how well each token's vector fits the hidden state."""
@@ -214,6 +148,10 @@ class Transformer(LanguageModel):
         past = cache.length if cache is not None else 0
         self.check_length(past + length)
         real = None if mask is None or bool(mask.all()) else mask.bool()
+        if cache is not None and cache.texts > 1:
+            if length == 1 and real is None:
+                return self._one_more(ids, cache)
+            cache.keep(torch.arange(len(ids), device=ids.device))
         if cache is not None:
             real = cache.mark(length, real)
         if real is None:
@@ -221,13 +159,25 @@ class Transformer(LanguageModel):
         else:
             positions = (real.long().cumsum(-1) - 1).clamp(min=0)[:, past:]  # (B, T)
         x = self.token_embedding(ids) + self.position_embedding(positions)
-        blocked = None
+        bias = None
         if real is not None or (past > 0 and length > 1):
-            blocked = self._blocked(real, length, past + length, ids.device)
-        x = self._through_blocks(x, blocked, cache)
+            seen = self._seen(real, length, past + length, ids.device)
+            bias = as_bias(seen, x)
+        x = self._through_blocks(x, bias, cache)
         if cache is not None:
             cache.length += length
         return x
+
+    def _one_more(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """States (B, 1, D) after a next token (B, 1) of texts that lie side by side."""
+        place = torch.tensor(cache.length, device=ids.device)
+        if cache.mask is not None:
+            place = place - (~cache.mask).sum(-1, keepdim=True)  # (R, 1)
+        x = self.token_embedding(ids.view(-1, cache.texts))
+        x = x + self.position_embedding(place)
+        x = self._through_blocks(x, cache.next_bias(), cache)
+        cache.length += 1
+        return x.view(len(ids), 1, self.width)
 
     def hidden_packed(self, ids: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
         """States (R, L, D) of rows in which several texts lie side by side.
@@ -238,14 +188,14 @@ class Transformer(LanguageModel):
         """
         self.check_length(int(positions.max()) + 1)
         x = self.token_embedding(ids) + self.position_embedding(positions)
-        return self._through_blocks(x, ~seen[:, None], None)
+        return self._through_blocks(x, as_bias(seen[:, None], x), None)
 
     def _through_blocks(
-        self, x: Tensor, blocked: Tensor | None, cache: KVCache | None
+        self, x: Tensor, bias: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """From embedded tokens (B, T, D) to states after the last norm, (B, T, D)."""
         for layer, block in enumerate(self.blocks):
-            x = block(x, blocked, cache, layer)
+            x = block(x, bias, cache, layer)
         return self.norm(x)
 
     @torch.no_grad()
@@ -266,21 +216,21 @@ class Transformer(LanguageModel):
         weights = []
         for layer, block in enumerate(self.blocks):
             q, k, _ = block.split(block.norm_1(x))
-            weights.append(attention(q, k, each, at > at[:, None]))
+            weights.append(attention(q, k, each, as_bias(at <= at[:, None], x)))
             x = block(x, None, None, layer)
         return weights
 
     @staticmethod
-    def _blocked(
+    def _seen(
         real: Tensor | None, length: int, size: int, device: torch.device
     ) -> Tensor:
-        """Which of the N = size keys each of the last `length` queries must not see.
+        """Which of the N = size keys each of the last `length` queries may see.
 
-        Returns bool, true where blocked: (B, 1, T, N), or (T, N) if all tokens are
-        real. A padding position sees itself, so that its softmax stays finite.
+        Returns bool: (B, 1, T, N), or (T, N) if all tokens are real. A padding position
+        sees itself, so that its softmax stays finite.
         """
         query = torch.arange(size - length, size, device=device)[:, None]
         key = torch.arange(size, device=device)
         if real is None:
-            return key > query
-        return (key > query) | (~real[:, None, None, :] & (key != query))
+            return key <= query
+        return (key <= query) & (real[:, None, None, :] | (key == query))
