@@ -179,6 +179,7 @@ def test_dropped_and_reordered_rows(model):
     cache.keep(torch.tensor([1]))
     logits, _ = model(ids[:1, 6:7], None, cache)
     close(logits[:, 0], whole[:1, 6])
+    cache.keep(torch.tensor([], dtype=torch.int64))
 
 
 @torch.no_grad()

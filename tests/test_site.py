@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from browser import find_chromium, open_page
+from bs4 import BeautifulSoup
 from serve import make_server
 from test_layout import ROOT
 
@@ -79,6 +80,10 @@ def pages_of(site):
     """Every page; below _static lie only pieces of the theme."""
     found = site.rglob("*.html")
     return sorted(p for p in found if "_static" not in p.relative_to(site).parts)
+
+
+def read_html(page):
+    return BeautifulSoup(page.read_text("utf8"), "html.parser")
 
 
 def foreign_fetches(site):
@@ -233,6 +238,33 @@ def weight(page, site):
         if path and (file := site / path).is_file():
             total += len(gzip.compress(file.read_bytes(), 6))
     return total
+
+
+def test_words_of_the_glossary_say_what_they_mean(site):
+    """Once on a page, at the first use, and not on the page that explains the word."""
+    glossary = site / "book/back-matter/glossary.html"
+    terms = {
+        term["id"]: (term, term.find_next("dd"))
+        for term in read_html(glossary).select("dt[id^=term-]")
+    }
+    seen = set()
+    for page in pages_of(site):
+        links = read_html(page).select("article a.term")
+        targets = [urlsplit(link["href"]).fragment for link in links]
+        assert len(targets) == len(set(targets)), page
+        for link, target in zip(links, targets, strict=True):
+            term, meaning = terms[target]
+            word = link.text.removesuffix("s").lower()
+            others = [other.text for other in term.parent.find_all("dt")]
+            assert word in " ".join(others).lower(), (page, link)
+            assert len(link["title"]) > 10, link
+            assert link["title"][:2] == meaning.text.strip()[:2], link
+            last = meaning.find_all("a")[-1]["href"].partition("#")[0]
+            explained = (glossary.parent / last).resolve()
+            assert explained != page.resolve(), (page, link)
+        seen.update(targets)
+    assert len(seen) > 40
+    assert not list(read_html(glossary).select("article a.term"))
 
 
 @needs_chromium

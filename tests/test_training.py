@@ -55,6 +55,25 @@ def test_cross_entropy_by_hand(float64):
     assert evaluate(model, texts, batch_size=1) == pytest.approx(total / 4)
 
 
+def test_texts_of_like_length_are_read_together():
+    """The loss and its gradient are those of one pass over all, for less padding."""
+    draws = torch.Generator().manual_seed(0)
+    texts = [torch.randint(3, 11, (n,), generator=draws).tolist()
+             for n in (4, 90, 30, 31, 5, 88, 6, 29)]  # fmt: skip
+    model = models.build("transformer", 11, draws, width=16, layers=1).double()
+    found, read = [], []
+    model.register_forward_pre_hook(lambda _, given: read.append(given[0].shape))
+    for together in (True, False):
+        model.reads_at_once = together
+        model.zero_grad()
+        loss = cross_entropy(model, texts)
+        loss.backward()
+        found.append((loss.detach(), model.blocks[0].qkv.weight.grad.clone()))
+    for parts, whole in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-14)
+    assert read == [(3, 89), (5, 29), (8, 89)]
+
+
 def test_a_seed_decides_the_run():
     losses = []
     for seed in (1, 1, 2):

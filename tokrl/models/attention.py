@@ -159,7 +159,7 @@ class KVCache:
 def _copies(rows: Tensor) -> int:
     """How many texts may lie side by side if each row is kept as often as in `rows`."""
     for texts in SIDE_BY_SIDE:
-        if len(rows) % texts == 0:
+        if len(rows) and len(rows) % texts == 0:
             together = rows.view(-1, texts)
             if bool((together == together[:, :1]).all()):
                 return texts

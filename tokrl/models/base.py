@@ -22,6 +22,8 @@ class LanguageModel(nn.Module):
     width       size of a hidden state, D
     max_length  longest sequence in tokens; None if there is no limit
 
+    reads_at_once  whether it reads a text's tokens together; a recurrent model reads
+                   one after the other
     hidden_packed  reads several texts side by side in one row, see `Transformer`; None
                    for a model that cannot
     """
@@ -29,6 +31,7 @@ class LanguageModel(nn.Module):
     vocab_size: int
     width: int
     max_length: int | None = None
+    reads_at_once: bool = True
     hidden_packed: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     head: Callable[[Tensor], Tensor]
     new_cache: Callable[[int, int], Cache]

@@ -63,6 +63,8 @@ class RecurrentCache:
 class Recurrent(LanguageModel):
     """A language model whose memory is the state of its cells."""
 
+    reads_at_once = False
+
     def __init__(self, config: RecurrentConfig):
         super().__init__()
         self.config = config

@@ -40,6 +40,7 @@ class ValueModel(LanguageModel):
         self.vocab_size = model.vocab_size
         self.width = model.width
         self.max_length = model.max_length
+        self.reads_at_once = model.reads_at_once
         like = next(model.parameters())
         self.value_head = ValueHead(model.width).to(like.device, like.dtype)
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -16,6 +16,9 @@ from tokrl.masking import pad
 from tokrl.runs import History, Run, interrupt_between_steps, progress
 from tokrl.training.gradient import clipped_gradient
 from tokrl.training.optimizers import OPTIMIZERS, make_optimizer
+
+# To begin a pass of a small model costs about as much as to read so many tokens.
+PASS = 96
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,35 @@ def cross_entropy(
     label_smoothing  share of a target that all V tokens get alike, so that the model
                      is never taught certainty: Szegedy et al. 2016, section 7
     """
+    total = sum(len(text) - 1 for text in texts)
+    parts = _alike(texts) if getattr(model, "reads_at_once", False) else [texts]
+    return sum(_surprise(model, part, label_smoothing) for part in parts) / total
+
+
+def _surprise(
+    model: nn.Module, texts: Sequence[Sequence[int]], label_smoothing: float
+) -> Tensor:
+    """Negative log-prob, nats, of all tokens of all texts; see `cross_entropy`."""
     ids, mask = pad(texts, side="right")
     logits, _ = model(ids[:, :-1])
-    targets, scored = ids[:, 1:].flatten(), mask[:, 1:].flatten()
     losses = F.cross_entropy(
-        logits.flatten(0, 1), targets, reduction="none",
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none",
         label_smoothing=label_smoothing,
     )  # fmt: skip
-    return (losses * scored).sum() / scored.sum()
+    return (losses * mask[:, 1:].flatten()).sum()
+
+
+def _alike(texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Texts of like length together, so that little of what is read is padding."""
+    part: list[Sequence[int]] = []
+    padding = 0
+    for text in sorted(texts, key=len, reverse=True):
+        padding += len(part[0]) - len(text) if part else 0
+        if padding > PASS:
+            yield part
+            part, padding = [], 0
+        part.append(text)
+    yield part
 
 
 Loss = Callable[[nn.Module, Sequence[Sequence[int]]], Tensor]
