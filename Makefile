@@ -7,11 +7,9 @@ PY      := $(VENV)/bin/python
 # Node comes with the Python packages: npm and node are looked up in .venv first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-# Whatever takes long begins first, so that both processors end at about the same time.
+# In the order of conftest.py, a file or a notebook after the other.
 IN_TURN := -q -n 2 --dist loadscope --no-loadscope-reorder
-LONG    := $(addprefix book/,05-practice/rl.ipynb 03-algorithms/training.ipynb \
-             06-applications 08-outlook 01-background)
-NBVAL   := $(PY) -m pytest --nbval $(LONG) book/ --nbval-current-env $(IN_TURN)
+NBVAL   := $(PY) -m pytest --nbval book/ --nbval-current-env $(IN_TURN)
 # The same sums on plain vector code and two threads: stored numbers must survive it.
 OTHER_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
              ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
@@ -37,7 +35,7 @@ book: setup ## build the site into _build/html, warnings are errors
 
 test: setup ## package, layout and site tests, then every notebook against its stored output
 	@echo "==> Tests of the package, the layout and the site"
-	@$(PY) -m pytest tests/test_site.py tests $(IN_TURN)
+	@$(PY) -m pytest tests $(IN_TURN)
 	@echo "==> Notebooks: every cell runs again and must print what is stored"
 	@$(NBVAL) --nbval-cell-timeout 300
 

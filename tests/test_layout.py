@@ -206,8 +206,8 @@ def test_front_end_files_are_locked_and_name_no_host():
 TOP_LEVEL = {
     *(".ci", ".gitignore", ".npmrc", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
     *("Makefile", "README.md", "_config.yml", "_ext", "_static", "_templates"),
-    *("_toc.yml", "book", "constraints.txt", "environment.yml", "package-lock.json"),
-    *("package.json", "pyproject.toml", "tests", "tokrl"),
+    *("_toc.yml", "book", "conftest.py", "constraints.txt", "environment.yml"),
+    *("package-lock.json", "package.json", "pyproject.toml", "tests", "tokrl"),
 }
 # Spelt in parts so that this file passes its own test.
 MACHINE_PATH = re.compile(
