@@ -211,48 +211,22 @@ CHART_LINKS = """[...document.querySelectorAll(".mermaid a")]
                     location.href).href)"""
 
 
-# Code and links that are hard to read where they stand: contrast below 4.5.
-PALE = """(() => {
-  const light = color => {
-    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(c => c / 255)
-      .map(c => c <= 0.04 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-  };
-  const behind = e => {
-    const color = getComputedStyle(e).backgroundColor;
-    return color === "rgba(0, 0, 0, 0)" ? behind(e.parentElement) : color;
-  };
-  return [...document.querySelectorAll(".bd-article :is(.highlight :is(pre, span), a)")]
-    .filter(e => e.textContent.trim() && getComputedStyle(e).display !== "none")
-    .filter(e => {
-      const pair = [light(getComputedStyle(e).color), light(behind(e))];
-      return Math.max(...pair) / Math.min(...pair) < 4.5;
-    }).map(e => e.textContent);
-})()"""
-AXE = """axe.run(%s, {resultTypes: ["violations"], %s}).then(
+AXE = """axe.run(document, {resultTypes: ["violations"] %s}).then(
   found => found.violations
     .filter(v => ["serious", "critical"].includes(v.impact))
     .flatMap(v => v.nodes.map(
       n => [v.id, n.target.flat().join(" "), n.html.slice(0, 120)])))
 """
-ALL_BUT_CONTRAST = AXE % ("document", 'rules: {"color-contrast": {enabled: false}}')
-# Of thousands of pieces of code it would take most of the time: see PALE.
-CONTRAST = AXE % ('{exclude: [[".highlight"]]}', 'runOnly: ["color-contrast"]')
 LIGHTEST = 2_500_000
 
 
 def barriers(page):
     """What axe-core finds serious or critical, in light and in dark."""
     page.evaluate((ROOT / "node_modules/axe-core/axe.min.js").read_text("utf8") + ";0")
-    for mode in ("light", "dark"):
+    for mode, only in (("light", ""), ("dark", ', runOnly: ["color-contrast"]')):
         page.evaluate(f"document.documentElement.dataset.theme = {mode!r}")
-        found = page.evaluate(CONTRAST)
-        if mode == "light":
-            found += page.evaluate(ALL_BUT_CONTRAST)
-        for rule, target, html in found:
+        for rule, target, html in page.evaluate(AXE % only):
             yield f"{mode}: {rule}: {target}: {html}"
-        for text in page.evaluate(PALE):
-            yield f"{mode}: hard to read: {text}"
     page.evaluate("document.documentElement.dataset.theme = 'light'")
 
 
@@ -332,6 +306,26 @@ def announced(page):
         for about in node.get("properties", []):
             if about["name"] == "live" and about["value"]["value"] == "polite":
                 yield text(node)
+
+
+# Code and links that are hard to read where they stand: contrast below 4.5.
+PALE = """(() => {
+  const light = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(c => c / 255)
+      .map(c => c <= 0.04 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const behind = e => {
+    const color = getComputedStyle(e).backgroundColor;
+    return color === "rgba(0, 0, 0, 0)" ? behind(e.parentElement) : color;
+  };
+  return [...document.querySelectorAll(".bd-article :is(div.highlight span, a)")]
+    .filter(e => e.textContent.trim() && getComputedStyle(e).display !== "none")
+    .filter(e => {
+      const pair = [light(getComputedStyle(e).color), light(behind(e))];
+      return Math.max(...pair) / Math.min(...pair) < 4.5;
+    }).map(e => e.textContent);
+})()"""
 
 
 @needs_chromium
