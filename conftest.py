@@ -12,6 +12,7 @@ LONG = (
 
 def pytest_collection_modifyitems(items):
     def turn(item):
-        return next((i for i, p in enumerate(LONG) if item.nodeid.startswith(p)), 99)
+        starts = [item.nodeid.startswith(path) for path in LONG]
+        return starts.index(True) if True in starts else len(LONG)
 
     items.sort(key=turn)

@@ -63,6 +63,18 @@ def test_texts_that_begin_alike_share_a_row_of_the_cache(model):
         assert {part.shape for part in (*cache.keys, *cache.values)} == {shape}
 
 
+@torch.no_grad()
+def test_a_cache_of_texts_side_by_side_may_outgrow_its_memory(model):
+    begin, own = draw(1, 5), draw(8, 9, seed=1)
+    whole, _ = model(torch.cat([begin.expand(8, -1), own], -1))
+    cache = model.new_cache(1, 6)
+    model(begin, None, cache)
+    cache.keep(torch.zeros(8, dtype=torch.int64))
+    for t in range(9):
+        logits, _ = model(own[:, t : t + 1], None, cache)
+        torch.testing.assert_close(logits[:, 0], whole[:, 5 + t], rtol=0, atol=1e-10)
+
+
 def test_attention_weights_are_those_the_model_mixes_with(model):
     """In every block the weights times the values are what the block goes on with."""
     ids, seen = draw(2, 9), []
