@@ -8,8 +8,8 @@ PY      := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # In the order of conftest.py, a file or a notebook after the other.
-IN_TURN := -q -n 2 --dist loadscope --no-loadscope-reorder
-NBVAL   := $(PY) -m pytest --nbval book/ --nbval-current-env $(IN_TURN)
+PYTEST  := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
+NBVAL   := --nbval book/ --nbval-current-env
 # The same sums on plain vector code and two threads: stored numbers must survive it.
 OTHER_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
              ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
@@ -33,11 +33,9 @@ book: setup ## build the site into _build/html, warnings are errors
 	@echo "==> The site is at $(CURDIR)/_build/html/index.html"
 	@echo "    'make serve' shows it in a browser, with search."
 
-test: setup ## package, layout and site tests, then every notebook against its stored output
-	@echo "==> Tests of the package, the layout and the site"
-	@$(PY) -m pytest tests $(IN_TURN)
-	@echo "==> Notebooks: every cell runs again and must print what is stored"
-	@$(NBVAL) --nbval-cell-timeout 300
+test: setup ## package, layout and site tests, and every notebook against its stored output
+	@echo "==> All tests, and every cell again: it must print what is stored (20 minutes)"
+	@$(PYTEST) tests $(NBVAL) --nbval-cell-timeout 300
 
 lab: setup ## open the chapters in JupyterLab
 	@# Unless trusted, JupyterLab shows the stored heat-maps without their colours.
@@ -52,7 +50,7 @@ run: setup ## run notebooks and store their outputs; CHAPTER=book/01-background 
 
 stability: setup ## the notebooks again, as on a much older processor
 	@echo "==> Notebooks under another CPU setting (some minutes)"
-	@$(OTHER_CPU) $(NBVAL) --nbval-cell-timeout 600
+	@$(OTHER_CPU) $(PYTEST) $(NBVAL) --nbval-cell-timeout 600
 
 bench: setup ## ours beside the libraries, in seconds, into _build/bench.json
 	@$(PY) tests/bench.py --out _build/bench.json

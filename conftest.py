@@ -7,6 +7,7 @@ LONG = (
     "book/06-applications/",
     "book/08-outlook/",
     "book/01-background/",
+    "book/",
 )
 
 

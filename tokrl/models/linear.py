@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokrl.models.gelu import gelu
+
 # Below so many multiplications the call itself costs more than they do.
 ENOUGH = 1_000_000
 
@@ -99,7 +101,7 @@ class Linear(nn.Linear):
         oneDNN does both at once, where it is faster and no gradient is asked for.
         """
         if torch.is_grad_enabled() or not (FASTER and _is_worth_it(x, self.weight)):
-            return F.gelu(self(x), approximate="tanh")
+            return gelu(self(x))
         return ONEDNN(x, self.weight, self.bias, "gelu", [], "tanh")
 
 
