@@ -34,7 +34,7 @@ book: setup ## build the site into _build/html, warnings are errors
 	@echo "    'make serve' shows it in a browser, with search."
 
 test: setup ## package, layout and site tests, and every notebook against its stored output
-	@echo "==> All tests, and every cell again: it must print what is stored (20 minutes)"
+	@echo "==> All tests, and every cell again: it must print what is stored (20 to 30 minutes)"
 	@$(PYTEST) tests $(NBVAL) --nbval-cell-timeout 300
 
 lab: setup ## open the chapters in JupyterLab
