@@ -49,7 +49,7 @@ run: setup ## run notebooks and store their outputs; CHAPTER=book/01-background 
 	@$(PY) _ext/execute.py $(CHAPTER)
 
 stability: setup ## the notebooks again, as on a much older processor
-	@echo "==> Notebooks under another CPU setting (some minutes)"
+	@echo "==> Notebooks under another CPU setting (half an hour or more)"
 	@$(OTHER_CPU) $(PYTEST) $(NBVAL) --nbval-cell-timeout 600
 
 bench: setup ## ours beside the libraries, in seconds, into _build/bench.json

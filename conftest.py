@@ -13,7 +13,7 @@ LONG = (
 
 def pytest_collection_modifyitems(items):
     def turn(item):
-        starts = [item.nodeid.startswith(path) for path in LONG]
-        return starts.index(True) if True in starts else len(LONG)
+        places = (n for n, path in enumerate(LONG) if item.nodeid.startswith(path))
+        return next(places, len(LONG))
 
     items.sort(key=turn)

@@ -1,4 +1,4 @@
-"""GELU as GPT-2 has it, from one exponential: on a CPU in half the time of torch's."""
+"""GELU as GPT-2 has it, from one exponential: in half of torch's time on one thread."""
 
 import math
 from typing import Any
@@ -20,7 +20,8 @@ def gelu(x: Tensor) -> Tensor:
 
     Its 0.5 (1 + tanh u) is the sigmoid of 2u. torch's tanh costs three times what its
     exp does, and in the gradient again; here the sigmoid is kept for that. Small
-    tensors, half precision and other devices than the CPU are left to torch.
+    tensors, half precision and other devices than the CPU are left to torch, which
+    raises NotImplementedError for whole numbers. Gradients flow, second ones too.
     """
     for_gradient = torch.is_grad_enabled()
     enough = ENOUGH_FOR_GRADIENT if for_gradient else ENOUGH
