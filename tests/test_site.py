@@ -1,6 +1,8 @@
 """The built site is whole and asks no other host for anything."""
 
+import functools
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -211,15 +213,33 @@ CHART_LINKS = """[...document.querySelectorAll(".mermaid a")]
                     location.href).href)"""
 
 
-# Within one piece of code, words of one kind look alike: one of each kind is enough.
-ALIKE = """for (const code of document.querySelectorAll(".highlight pre")) {
-  const seen = new Set();
-  for (const word of code.querySelectorAll("span:not(:has(*))")) {
-    const look = [word, word.parentElement].map(e => e.className + e.style.cssText);
-    if (seen.has(look.join())) word.dataset.alike = ""; else seen.add(look.join());
+# Contrast depends on how a text looks and on what lies behind it. Of texts in sight that
+# are alike in both, a few are read; none of those whose look is known from another page.
+ALIKE = """(known => {
+  const surroundings = new Map([[null, ""]]), seen = {};
+  const behind = e => {
+    if (!surroundings.has(e)) {
+      const {backgroundColor, backgroundImage, opacity, filter} = getComputedStyle(e);
+      const own = [backgroundColor, backgroundImage, opacity, filter].join();
+      const plain = own === "rgba(0, 0, 0, 0),none,1,none";
+      surroundings.set(e, behind(e.parentElement) + (plain ? "" : own + ";"));
+    }
+    return surroundings.get(e);
+  };
+  for (const e of document.querySelectorAll("[data-alike]")) delete e.dataset.alike;
+  for (const e of document.body.querySelectorAll("*")) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    if (!e.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
+    const {color, fontSize, fontWeight, textShadow} = getComputedStyle(e);
+    const look = [behind(e), color, fontSize, fontWeight, textShadow].join();
+    seen[look] = (seen[look] || 0) + 1;
+    if (known.includes(look) || seen[look] > 3) e.dataset.alike = "";
   }
-}
-axe.configure({rules: [{id: "color-contrast", selector: ":not([data-alike])"}]})"""
+  return Object.keys(seen).filter(look => !known.includes(look));
+})(%s)"""
+ONCE = (
+    'axe.configure({rules: [{id: "color-contrast", selector: ":not([data-alike])"}]})'
+)
 AXE = """axe.run(document, {resultTypes: ["violations"] %s}).then(
   found => found.violations
     .filter(v => ["serious", "critical"].includes(v.impact))
@@ -229,15 +249,32 @@ AXE = """axe.run(document, {resultTypes: ["violations"] %s}).then(
 LIGHTEST = 2_500_000
 
 
-def barriers(page):
-    """What axe-core finds serious or critical, in light and in dark."""
+def barriers(page, known=None):
+    """What axe-core finds serious or critical, in light and in dark.
+
+    known  looks of text whose contrast was read before; those of this page are added
+    """
+    known = set() if known is None else known
     page.evaluate((ROOT / "node_modules/axe-core/axe.min.js").read_text("utf8") + ";0")
-    page.evaluate(ALIKE)
-    for mode, only in (("light", ""), ("dark", ', runOnly: ["color-contrast"]')):
+    page.evaluate(ONCE)
+    for mode in ("light", "dark"):
         page.evaluate(f"document.documentElement.dataset.theme = {mode!r}")
+        new = page.evaluate(ALIKE % json.dumps(sorted(known)))
+        known.update(new)
+        if mode == "light":
+            only = "" if new else ', rules: {"color-contrast": {enabled: false}}'
+        elif new:
+            only = ', runOnly: ["color-contrast"]'
+        else:
+            continue
         for rule, target, html in page.evaluate(AXE % only):
             yield f"{mode}: {rule}: {target}: {html}"
     page.evaluate("document.documentElement.dataset.theme = 'light'")
+
+
+@functools.cache
+def compressed(file):
+    return len(gzip.compress(file.read_bytes(), 6))
 
 
 def weight(page, site):
@@ -246,7 +283,7 @@ def weight(page, site):
     for event in page.of("Network.responseReceived"):
         path = unquote(urlsplit(event["response"]["url"]).path).lstrip("/")
         if path and (file := site / path).is_file():
-            total += len(gzip.compress(file.read_bytes(), 6))
+            total += compressed(file)
     return total
 
 
@@ -279,7 +316,7 @@ def test_words_of_the_glossary_say_what_they_mean(site):
 
 @needs_chromium
 def test_every_page_in_a_browser(site):
-    problems = []
+    problems, looks_read = [], set()
     with served(site) as host, open_page() as page:
         for file in pages_of(site):
             name = file.relative_to(site).as_posix()
@@ -288,7 +325,7 @@ def test_every_page_in_a_browser(site):
             found = [*looks(page), *reported_problems(page, host)]
             if (size := weight(page, site)) > LIGHTEST:
                 found.append(f"{size:,} bytes on the first visit, compressed")
-            found += barriers(page)
+            found += barriers(page, looks_read)
             for link in page.evaluate(CHART_LINKS):
                 inside = urlsplit(link).netloc == host
                 if inside and not (site / urlsplit(link).path[1:]).is_file():
@@ -508,6 +545,22 @@ def test_planted_barrier(html, problem, tmp_path):
     with served(tmp_path) as host, open_page() as page:
         page.visit(f"http://{host}/index.html")
         assert problem in "\n".join(barriers(page))
+
+
+@needs_chromium
+def test_contrast_is_read_once_for_each_look(tmp_path):
+    head = '<!doctype html><html lang="en"><title>Page</title><main><h1>Page</h1>'
+    pale, paler = (f'<p style="color: #{c}">word</p>' for c in ("aaa", "bbb"))
+    for name, html in (("one", pale * 9), ("two", pale), ("three", pale + paler)):
+        (tmp_path / f"{name}.html").write_text(f"{head}{html}</main></html>")
+    found, known = {}, set()
+    with served(tmp_path) as host, open_page() as page:
+        for name in ("one", "two", "three"):
+            page.visit(f"http://{host}/{name}.html")
+            found[name] = "\n".join(barriers(page, known))
+    assert 0 < found["one"].count("light: color-contrast") < 9
+    assert "color-contrast" not in found["two"]
+    assert "#bbb" in found["three"] and "#aaa" not in found["three"]
 
 
 @needs_chromium
