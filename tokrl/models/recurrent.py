@@ -1,8 +1,9 @@
 """Language models that read one token after the other: RNN, LSTM, GRU.
 
-The cells are torch's own: Elman 1990; Hochreiter and Schmidhuber 1997, with the
-forget gate of Gers et al. 2000; Cho et al. 2014. What a cell has read is all in a
-state of fixed size, so that, unlike a Transformer, it reads texts of any length.
+The cells are torch's own, for training with the gradients of `recurrence`: Elman 1990;
+Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; Cho et al.
+2014. What a cell has read is all in a state of fixed size, so that, unlike a
+Transformer, it reads texts of any length.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tokrl.models.base import LanguageModel
 from tokrl.models.linear import Linear, linear
+from tokrl.models.recurrence import can_run, run
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -144,6 +146,8 @@ class Recurrent(LanguageModel):
         self, x: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All cells over x (B, T, D), from the zero state if it is None."""
+        if isinstance(x, Tensor) and can_run(self.cells, x):
+            return run(self.cells, x, state)
         if self.config.cell == "lstm":
             return self.cells(x, state)
         hidden, last = self.cells(x, None if state is None else state[0])
