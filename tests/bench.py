@@ -496,7 +496,7 @@ PRACTICE = Path(__file__).parent.parent / "book/05-practice/rl.ipynb"
 
 
 def practice() -> Iterator[Case]:
-    """An eighth of a run of section 5.3, by the section's own cells: a minute a run."""
+    """A sixth of a run of section 5.3, by the section's own cells: a minute a run."""
     from transformers import GPT2LMHeadModel
 
     given = {
@@ -511,7 +511,7 @@ def practice() -> Iterator[Case]:
             exec(cells[name], given)
     for method in ("rloo", "grpo", "ppo"):
         run = partial(given["train"], method, seed=1, steps=5)
-        yield Case(f"{method}: 5 of 40 steps, float64", lambda f=run: f, goal=60 / 8)
+        yield Case(f"{method}: 5 of 30 steps, float64", lambda f=run: f, goal=60 / 6)
     torch.set_default_dtype(torch.float32)
 
 
