@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokrl.models.recurrence import can_run, run
+from tokrl.models.recurrence import can_unroll, unroll
 
 KINDS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -38,7 +38,7 @@ def test_values_and_gradients(kind, layers, given, dtype, close):
     state = tuple(draw(layers, 3, 5, seed=9 + i, dtype=dtype) for i in parts)
     inputs = [x, *(state if given else ()), *cells.parameters()]
     found = []
-    for way in (run, of_torch):
+    for way in (unroll, of_torch):
         hidden, last = way(cells, x, state if given else None)
         sums = [(y * (1 + y.detach().sin())).sum() for y in (hidden, *last)]
         grads = torch.autograd.grad(sum(sums), inputs)
@@ -54,7 +54,7 @@ def test_a_gradient_from_a_part_alone(kind, only):
     """Of the states but not of the end, or the other way round, and of one token."""
     cells, x = make(kind), draw(2, 1, 5)
     found = []
-    for way in (run, of_torch):
+    for way in (unroll, of_torch):
         hidden, last = way(cells, x, None)
         wanted = hidden if only == "hidden" else last[-1]
         found.append(torch.autograd.grad(wanted.square().sum(), [x]))
@@ -66,7 +66,7 @@ def test_what_was_given_is_left_as_it_was(kind):
     cells, x = make(kind), draw(2, 4, 5)
     state = tuple(draw(1, 2, 5, seed=3) for _ in range(2 if kind == "lstm" else 1))
     before = [t.detach().clone() for t in (x, *state, *cells.parameters())]
-    hidden, _ = run(cells, x, state)
+    hidden, _ = unroll(cells, x, state)
     hidden.sum().backward()
     for old, new in zip(before, (x, *state, *cells.parameters()), strict=True):
         assert torch.equal(old, new)
@@ -75,7 +75,7 @@ def test_what_was_given_is_left_as_it_was(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_derivative_is_refused(kind):
     cells, x = make(kind), draw(2, 3, 5)
-    hidden, _ = run(cells, x, None)
+    hidden, _ = unroll(cells, x, None)
     (slope,) = torch.autograd.grad(hidden.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
@@ -83,8 +83,11 @@ def test_a_second_derivative_is_refused(kind):
 
 def test_without_a_gradient_torch_runs():
     cells, x = make("gru"), draw(1, 2, 5)
-    assert can_run(cells, x)
-    assert not can_run(cells, x.half())
+    assert can_unroll(cells, x)
+    assert not can_unroll(cells, x.half())
+    assert not can_unroll(cells, x[:, :0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_unroll(cells, x)
     with torch.no_grad():
-        assert not can_run(cells, x)
-    assert not can_run(cells.requires_grad_(False), x)
+        assert not can_unroll(cells, x)
+    assert not can_unroll(cells.requires_grad_(False), x)

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def can_run(cells: nn.RNNBase, x: Tensor) -> bool:
-    """Whether `run` is of use: on a CPU, in full precision, and for a gradient."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return plain and torch.is_grad_enabled() and cells.weight_hh_l0.requires_grad
+def can_unroll(cells: nn.RNNBase, x: Tensor) -> bool:
+    """Whether `unroll` is of use: on a CPU, in full precision, and for a gradient."""
+    full = x.dtype in (torch.float32, torch.float64)
+    full = full and not torch.is_autocast_enabled("cpu")
+    learns = torch.is_grad_enabled() and cells.weight_hh_l0.requires_grad
+    return full and learns and x.device.type == "cpu" and x.numel() > 0
 
 
-def run(
+def unroll(
     cells: nn.RNNBase, x: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What `cells(x, state)` gives, and its first derivatives, up to rounding.

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tokrl.models.base import LanguageModel
 from tokrl.models.linear import Linear, linear
-from tokrl.models.recurrence import can_run, run
+from tokrl.models.recurrence import can_unroll, unroll
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -146,8 +146,8 @@ class Recurrent(LanguageModel):
         self, x: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All cells over x (B, T, D), from the zero state if it is None."""
-        if isinstance(x, Tensor) and can_run(self.cells, x):
-            return run(self.cells, x, state)
+        if isinstance(x, Tensor) and can_unroll(self.cells, x):
+            return unroll(self.cells, x, state)
         if self.config.cell == "lstm":
             return self.cells(x, state)
         hidden, last = self.cells(x, None if state is None else state[0])
