@@ -3,7 +3,9 @@
 Selenium and Playwright would do more, and would look up hosts and fetch drivers.
 """
 
+import atexit
 import base64
+import functools
 import json
 import os
 import shutil
@@ -36,8 +38,8 @@ def find_chromium():
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-class Page:
-    """One tab. `events` holds what the browser reported since the last visit."""
+class Connection:
+    """To the browser or to a tab. `events` holds what was reported meanwhile."""
 
     def __init__(self, address):
         self.socket = websocket.create_connection(
@@ -45,8 +47,6 @@ class Page:
         )
         self.events = []
         self.calls = 0
-        for domain in ("Page", "Network", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
 
     def call(self, method, **params):
         self.calls += 1
@@ -60,6 +60,15 @@ class Page:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
             self.events.append(message)
+
+
+class Page(Connection):
+    """One tab. `events` holds what the browser reported since the last visit."""
+
+    def __init__(self, address):
+        super().__init__(address)
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
 
     def listen(self, seconds):
         """Collect events until none has come for `seconds`."""
@@ -145,24 +154,38 @@ class Page:
 
 @contextmanager
 def open_page():
-    """Start Chromium with an empty profile and give one tab of it."""
+    """Give a tab of Chromium that shares no cache and no memory with any other."""
+    port, browser = start_chromium()
+    context = browser.call("Target.createBrowserContext")
+    tab = browser.call("Target.createTarget", url="about:blank", **context)["targetId"]
+    page = Page(f"ws://127.0.0.1:{port}/devtools/page/{tab}")
+    try:
+        yield page
+    finally:
+        page.socket.close()
+        browser.call("Target.disposeBrowserContext", **context)
+
+
+@functools.cache
+def start_chromium():
+    """Chromium's port and a connection to it, started once; it ends with Python."""
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = subprocess.Popen(
-            [find_chromium(), *FLAGS, *sandbox, f"--user-data-dir={profile}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            port = wait_for_port(Path(profile, "DevToolsActivePort"), process)
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as reply:
-                tabs = [t for t in json.load(reply) if t["type"] == "page"]
-            page = Page(tabs[0]["webSocketDebuggerUrl"])
-            yield page
-            page.socket.close()
-        finally:
-            process.terminate()
-            process.wait(30)
+    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    process = subprocess.Popen(
+        [find_chromium(), *FLAGS, *sandbox, f"--user-data-dir={profile.name}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    @atexit.register
+    def end():
+        process.terminate()
+        process.wait(30)
+        profile.cleanup()
+
+    port = wait_for_port(Path(profile.name, "DevToolsActivePort"), process)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/version") as reply:
+        return port, Connection(json.load(reply)["webSocketDebuggerUrl"])
 
 
 def wait_for_port(file, process, limit=60):

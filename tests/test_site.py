@@ -216,31 +216,40 @@ CHART_LINKS = """[...document.querySelectorAll(".mermaid a")]
 # Contrast depends on how a text looks and on what lies behind it. Of texts in sight
 # that are alike in both a few are read; none whose look is known from another page.
 ALIKE = """(known => {
-  const surroundings = new Map([[null, ""]]), seen = {};
-  const behind = e => {
-    if (!surroundings.has(e)) {
-      const {backgroundColor, backgroundImage, opacity, filter} = getComputedStyle(e);
-      const own = [backgroundColor, backgroundImage, opacity, filter].join();
-      const plain = own === "rgba(0, 0, 0, 0),none,1,none";
-      surroundings.set(e, behind(e.parentElement) + (plain ? "" : own + ";"));
+  const places = new Map([[null, ["", ""]]]), seen = {};
+  const behind = e => {             // what is painted there, and what is done to it
+    if (!places.has(e)) {
+      const [paint, effects] = behind(e.parentElement), own = getComputedStyle(e);
+      const {backgroundColor: color, backgroundImage: image} = own;
+      const usual = own.opacity === "1" && own.filter === "none";
+      const effect = usual ? "" : own.opacity + own.filter;
+      const covers = color.startsWith("rgb(") && image === "none" && usual;
+      const layer = (color + image).replace("rgba(0, 0, 0, 0)none", "");
+      places.set(e, [covers ? color : paint + layer, effects + effect]);
     }
-    return surroundings.get(e);
+    return places.get(e);
   };
   for (const e of document.querySelectorAll("[data-alike]")) delete e.dataset.alike;
   for (const e of document.body.querySelectorAll("*")) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
     if (!e.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
-    const {color, fontSize, fontWeight, textShadow} = getComputedStyle(e);
-    const look = [behind(e), color, fontSize, fontWeight, textShadow].join();
+    const own = getComputedStyle(e), around = getComputedStyle(e.parentElement).color;
+    const bold = own.fontWeight >= 700;
+    const large = parseFloat(own.fontSize) >= (bold ? 18.7 : 24);
+    const link = e.matches("a[href]") && around + own.textDecoration;
+    const look = [behind(e), own.color, bold, large, own.textShadow, link].join();
+    if (look.includes("gradient")) {e.dataset.alike = ""; continue;}  // axe cannot tell
     seen[look] = (seen[look] || 0) + 1;
     if (known.includes(look) || seen[look] > 3) e.dataset.alike = "";
   }
   return Object.keys(seen).filter(look => !known.includes(look));
 })(%s)"""
-ONCE = (
-    'axe.configure({rules: [{id: "color-contrast", selector: ":not([data-alike])"}]})'
-)
-AXE = """axe.run(document, {resultTypes: ["violations"] %s}).then(
+ONCE = """axe.configure({rules: [
+  {id: "color-contrast", selector: ":not([data-alike])"},
+  {id: "link-in-text-block", selector: "a[href]:not([data-alike])"},
+  {id: "region", enabled: false},  // of moderate impact at most, and slow
+]})"""
+AXE = """axe.run(document, {resultTypes: ["violations"], ...%s}).then(
   found => found.violations
     .filter(v => ["serious", "critical"].includes(v.impact))
     .flatMap(v => v.nodes.map(
@@ -262,12 +271,13 @@ def barriers(page, known=None):
         new = page.evaluate(ALIKE % json.dumps(sorted(known)))
         known.update(new)
         if mode == "light":
-            only = "" if new else ', rules: {"color-contrast": {enabled: false}}'
+            off = [] if new else ["color-contrast", "link-in-text-block"]
+            options = {"rules": {rule: {"enabled": False} for rule in off}}
         elif new:
-            only = ', runOnly: ["color-contrast"]'
+            options = {"runOnly": ["color-contrast", "link-in-text-block"]}
         else:
             continue
-        for rule, target, html in page.evaluate(AXE % only):
+        for rule, target, html in page.evaluate(AXE % json.dumps(options)):
             yield f"{mode}: {rule}: {target}: {html}"
     page.evaluate("document.documentElement.dataset.theme = 'light'")
 
@@ -536,6 +546,8 @@ def test_planted_problem_in_a_browser(html, problem, tmp_path):
         ('<div class="highlight"><pre style="background: #fff"><span>word</span>'
          '<span style="color: #aaa">pale</span></pre></div>',
          "light: color-contrast"),
+        ('<p style="color: #000">a <a href="#" style="color: #222; text-decoration: '
+         'none">link</a> unseen</p>', "light: link-in-text-block"),
         ("<button></button>", "light: button-name"),
     ],
 )  # fmt: skip
