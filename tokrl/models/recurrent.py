@@ -1,9 +1,8 @@
 """Language models that read one token after the other: RNN, LSTM, GRU.
 
-The cells are torch's own, for training with the gradients of `recurrence`: Elman 1990;
-Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; Cho et al.
-2014. What a cell has read is all in a state of fixed size, so that, unlike a
-Transformer, it reads texts of any length.
+The cells are torch's own: Elman 1990; Hochreiter and Schmidhuber 1997, with the
+forget gate of Gers et al. 2000; Cho et al. 2014. What a cell has read is all in a
+state of fixed size, so that, unlike a Transformer, it reads texts of any length.
 """
 
 import math
@@ -15,7 +14,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tokrl.models.base import LanguageModel
 from tokrl.models.linear import Linear, linear
-from tokrl.models.recurrence import can_unroll, unroll
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -146,8 +144,6 @@ class Recurrent(LanguageModel):
         self, x: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All cells over x (B, T, D), from the zero state if it is None."""
-        if isinstance(x, Tensor) and can_unroll(self.cells, x):
-            return unroll(self.cells, x, state)
         if self.config.cell == "lstm":
             return self.cells(x, state)
         hidden, last = self.cells(x, None if state is None else state[0])
