@@ -6,6 +6,9 @@ VENV    := .venv
 PY      := $(VENV)/bin/python
 # Node comes with the Python packages: npm and node are looked up in .venv first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Linux: memory once taken is kept for the next tensor. To get it anew costs up to a tenth.
+export MALLOC_TRIM_THRESHOLD_ := 1000000000
+export MALLOC_MMAP_THRESHOLD_ := 1000000000
 
 # In the order of conftest.py, a file or a notebook after the other.
 PYTEST  := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder

@@ -1,5 +1,6 @@
 """What texts are measured by, where a count of errors is not enough."""
 
+import functools
 from collections.abc import Sequence
 
 import sacrebleu
@@ -17,12 +18,10 @@ def _check(texts: Sequence[str], references: Sequence[str]) -> None:
         )
 
 
-def _scorer(lang: str, sentence: bool = False) -> sacrebleu.BLEU:
+def _scorer(lang: str, **options) -> sacrebleu.BLEU:
     if lang not in LANGUAGES:
         raise ValueError(f"lang={lang!r}: give one of {', '.join(LANGUAGES)}")
-    return sacrebleu.BLEU(
-        tokenize="zh" if lang == "zh" else "13a", effective_order=sentence
-    )
+    return sacrebleu.BLEU(tokenize="zh" if lang == "zh" else "13a", **options)
 
 
 def bleu(texts: Sequence[str], references: Sequence[str], lang: str = "en") -> float:
@@ -42,7 +41,18 @@ def sentence_bleu(text: str, reference: str, lang: str = "en") -> float:
     Where an order has no match, sacrebleu's exponential smoothing stands in. It is no
     mean of which corpus BLEU would be the sum.
     """
-    return _scorer(lang, sentence=True).sentence_score(text, [reference]).score
+    return _sentence_bleu(text, reference, lang)
+
+
+# A policy writes the same again and again, and for the same references.
+@functools.lru_cache(2**16)
+def _sentence_bleu(text: str, reference: str, lang: str) -> float:
+    return _sentence_scorer(reference, lang).corpus_score([text], None).score
+
+
+@functools.lru_cache(2**12)
+def _sentence_scorer(reference: str, lang: str) -> sacrebleu.BLEU:
+    return _scorer(lang, effective_order=True, references=[[reference]])
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
@@ -80,7 +90,7 @@ def self_bleu(texts: Sequence[str], lang: str = "en") -> float:
     """
     if isinstance(texts, str) or len(texts) < 2:
         raise ValueError(f"{len(texts)} texts: give a list of at least two")
-    scorer = _scorer(lang, sentence=True)
+    scorer = _scorer(lang, effective_order=True)
     scores = [
         scorer.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score
         for i, text in enumerate(texts)

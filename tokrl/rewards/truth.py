@@ -84,11 +84,11 @@ class ValidityReward:
 
     def first_error(self, prompt: str, ids: Sequence[int]) -> int | None:
         """Index of the token of a completion that gets -1, or None."""
-        before = self.tokenizer.encode(prompt)
         if isinstance(self.tokenizer, WordTokenizer):
-            words = [*self.tokenizer.tokens(prompt), *self.words(ids)]
-            at = self.world.first_error(words, self.lang)
+            before = self.tokenizer.tokens(prompt)
+            at = self.world.first_error([*before, *self.words(ids)], self.lang)
         else:
+            before = self.tokenizer.encode(prompt)
             at = self._first_error([*before, *ids])
         return None if at is None else max(at - len(before), 0)
 
