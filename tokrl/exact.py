@@ -135,16 +135,15 @@ class Tree:
                 f"{self.child.shape[1]}, a prompt of {len(prompt_ids)} ids: give "
                 "equal numbers of tokens, and at least one id"
             )
-        # A model that reads a state scores all states on the way to it.
-        rows = self._paths[(self.child == ENDED).all(-1)]  # (R, depth)
-        prompt = torch.as_tensor(prompt_ids).expand(len(rows), -1)
-        ids = torch.cat([prompt, self._came[1, rows[:, 1:].clamp(min=0)]], -1)
-        logits = torch.cat([policy(some)[0] for some in ids.split(1024)])
-        logits = logits[:, prompt.shape[1] - 1 :].flatten(0, 1)
-        real, places = rows >= 0, torch.arange(rows.numel()).view(rows.shape)
-        first = torch.full((len(self.states),), rows.numel())
-        first.scatter_reduce_(0, rows[real], places[real], "amin")
-        return logits[first].log_softmax(-1)
+        # Each state is read once: one token after the state before it, from the cache.
+        prompt = torch.as_tensor(prompt_ids)[None]
+        cache = policy.new_cache(1, prompt.shape[1] + len(self._levels) - 1)
+        logits = [policy(prompt, None, cache)[0][:, -1]]
+        for before, level in zip(self._levels, self._levels[1:], strict=False):
+            state, token = self._came[:, level]
+            cache.keep(state - before.start)
+            logits.append(policy(token[:, None], None, cache)[0][:, -1])
+        return torch.cat(logits).log_softmax(-1)
 
     def state_logprobs(self, logprobs: Tensor) -> Tensor:
         """Log-probability (M,), nats, that a policy comes to each state."""
