@@ -10,9 +10,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MALLOC_TRIM_THRESHOLD_ := 1000000000
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 
-# In the order of conftest.py, a file or a notebook after the other: three at once, so
-# that two processors have work while a third waits for a browser or a kernel.
-PYTEST  := $(PY) -m pytest -q -n 3 --dist loadscope --no-loadscope-reorder
+# In the order of conftest.py, a file or a notebook after the other.
+PYTEST  := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 NBVAL   := --nbval book/ --nbval-current-env
 # The same sums on plain vector code and two threads: stored numbers must survive it.
 OTHER_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
