@@ -126,6 +126,8 @@ def test_logprobs_are_those_of_scoring(float64, kind):
     scored = token_logprobs(model, prompt, torch.ones_like(prompt), ids, mask)
     assert_equal(tree.along(logprobs), scored, 1e-12)
     assert_equal(tree.seq_logprobs(logprobs), scored.sum(-1), 1e-12)
+    with torch.no_grad():  # the cache keeps its memory otherwise
+        assert_equal(tree.logprobs(model, [1, 3]), logprobs, 1e-12)
     parameters = list(model.parameters())
     total = torch.randn(len(tree), generator=float64)
     assert_equal(

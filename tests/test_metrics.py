@@ -85,6 +85,22 @@ def test_sentence_bleu_uses_the_orders_there_are():
     assert sentence_bleu(text, reference) == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize(
+    ("texts", "references", "lang", "tokenize"),
+    [(TEXTS, REFERENCES, "en", "13a"), (ZH, ZH_REFERENCES, "zh", "zh")],
+)
+def test_sentence_bleu_is_the_librarys_however_often_asked(
+    texts, references, lang, tokenize
+):
+    scorer = sacrebleu.BLEU(tokenize=tokenize, effective_order=True)
+    for text in (*texts, texts[0], ""):
+        for reference in references:
+            expected = scorer.sentence_score(text, [reference]).score
+            assert sentence_bleu(text, reference, lang) == expected
+    with pytest.raises(ValueError, match="'de'"):
+        sentence_bleu(texts[0], references[0], "de")
+
+
 def test_distinct_by_hand():
     texts = [["a", "b", "a"], ["a", "b"], ["c"]]
     assert distinct_n(texts, 1) == 3 / 6

@@ -260,11 +260,13 @@ LIGHTEST = 2_500_000
 
 # Glyphs of formulas are hidden from screen readers, who get MathML beside them, and
 # colours of code are spans without a role: for all rules but those of contrast they are
-# nothing, and on most pages they are two thirds of the elements.
+# nothing, and on most pages they are two thirds of the elements. Whatever else stands
+# among them, a link or what can have the focus, stays with all that is around it.
 PLAIN = """
-document.querySelectorAll("mjx-math[aria-hidden=true]")
-  .forEach(e => e.replaceChildren());
-document.querySelectorAll(".highlight pre")
+document.querySelectorAll(
+  "mjx-math[aria-hidden=true]:not(:has(a, button, input, [tabindex]))"
+).forEach(e => e.replaceChildren());
+document.querySelectorAll(".highlight pre:not(:has(:not(span), [role], [tabindex]))")
   .forEach(e => {e.textContent = e.textContent});
 """
 OF_CONTRAST = ["color-contrast", "link-in-text-block"]
@@ -563,6 +565,10 @@ def test_planted_problem_in_a_browser(html, problem, tmp_path):
         ('<p style="color: #000">a <a href="#" style="color: #222; text-decoration: '
          'none">link</a> unseen</p>', "light: link-in-text-block"),
         ("<button></button>", "light: button-name"),
+        ('<div class="highlight"><pre><span>word</span><a href="#"></a></pre></div>',
+         "light: link-name"),
+        ('<mjx-math aria-hidden="true"><a href="#">x</a></mjx-math>',
+         "light: aria-hidden-focus"),
     ],
 )  # fmt: skip
 def test_planted_barrier(html, problem, tmp_path):

@@ -125,8 +125,9 @@ class Tree:
     def logprobs(self, policy: nn.Module, prompt_ids: Sequence[int]) -> Tensor:
         """The log-probs (M, V), nats, of a model's next token in every state.
 
-        prompt_ids: what the model has read before, at least one id. Gradients flow.
-        Of a plain table of logits they are `logits.log_softmax(-1)`.
+        policy      a `LanguageModel`: it is read through its `new_cache`
+        prompt_ids  what the model has read before, at least one id
+        Gradients flow. Of a plain table of logits they are `logits.log_softmax(-1)`.
         Raises ValueError for no prompt, or a policy over other tokens.
         """
         if policy.vocab_size != self.child.shape[1] or not len(prompt_ids):

@@ -40,6 +40,7 @@ def sentence_bleu(text: str, reference: str, lang: str = "en") -> float:
 
     Where an order has no match, sacrebleu's exponential smoothing stands in. It is no
     mean of which corpus BLEU would be the sum.
+    Raises ValueError if the language is unknown. Source: Post 2018.
     """
     return _sentence_bleu(text, reference, lang)
 
