@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tokrl import models
-from tokrl.models import transformer
+from tokrl.models import linear, transformer
+from tokrl.models.attention import attention_of_one
 
 
 @pytest.fixture
@@ -51,28 +52,56 @@ def test_fused_attention_is_the_one_written_out(model, monkeypatch, few):
     assert results[0][2].abs().sum() > 1
 
 
-@torch.no_grad()
-def test_texts_that_begin_alike_share_a_row_of_the_cache(model):
-    """Up to eight, as many as divide their number; what they share is there once."""
-    for copies, side in ((16, 8), (12, 4), (6, 2), (5, 1)):
-        cache = model.new_cache(1, 12)
-        model(draw(1, 9), None, cache)
-        cache.keep(torch.zeros(copies, dtype=torch.int64))
-        model(draw(copies, 1), None, cache)
-        shape = (copies // side, 4, 9 + 3 * side, 8)
-        assert {part.shape for part in (*cache.keys, *cache.values)} == {shape}
+@pytest.mark.parametrize("bias", [None, -math.inf])
+def test_attention_of_one_query_is_attention(bias):
+    """Also of keys and values that are a part of more memory."""
+    q, *kv = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (1, 9, 9))
+    k, v = (part[:, :, :7] for part in kv)
+    if bias is not None:
+        bias = torch.tensor([[bias, 0, 0, 0, 0, 0, 0], [0] * 7]).double()[:, None]
+    expected = models.attention(q, k, v, None if bias is None else bias[:, None])
+    got = attention_of_one(q[:, :, 0], k, v, bias)
+    torch.testing.assert_close(got, expected[:, :, 0], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_cache_of_texts_side_by_side_may_outgrow_its_memory(model):
-    begin, own = draw(1, 5), draw(8, 9, seed=1)
-    whole, _ = model(torch.cat([begin.expand(8, -1), own], -1))
+@pytest.mark.parametrize("copies", [1, 8])
+def test_a_cache_may_outgrow_its_memory(model, copies):
+    begin, own = draw(1, 5), draw(copies, 9, seed=1)
+    whole, _ = model(torch.cat([begin.expand(copies, -1), own], -1))
     cache = model.new_cache(1, 6)
     model(begin, None, cache)
-    cache.keep(torch.zeros(8, dtype=torch.int64))
+    cache.keep(torch.zeros(copies, dtype=torch.int64))
+    assert cache.keys[0].shape == (copies, 4, 6, 8)
     for t in range(9):
         logits, _ = model(own[:, t : t + 1], None, cache)
         torch.testing.assert_close(logits[:, 0], whole[:, 5 + t], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_token_at_a_time_goes_the_brief_way_and_says_the_same(
+    model, monkeypatch, faster
+):
+    """Unless a gradient is asked for, or oneDNN would be faster in float32."""
+    monkeypatch.setattr(linear, "FASTER", faster and linear.ONEDNN is not None)
+    brief, read = [], models.Transformer._one_more
+    monkeypatch.setattr(
+        models.Transformer, "_one_more", lambda *args: brief.append(1) or read(*args)
+    )
+    ids = draw(4, 9)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        whole = model.to(dtype)(ids)[0]
+        for grad in (False, True):
+            brief.clear()
+            with torch.set_grad_enabled(grad):
+                cache = model.new_cache(4, 9)
+                model(ids[:, :4], None, cache)
+                steps = [model(ids[:, t : t + 1], None, cache)[0] for t in range(4, 9)]
+            found = torch.cat(steps, 1)
+            torch.testing.assert_close(found, whole[:, 4:], rtol=0, atol=tolerance)
+            by_onednn = linear.FASTER and dtype is torch.float32
+            assert len(brief) == (0 if grad or by_onednn else 5)
+            assert found.requires_grad == grad
 
 
 def test_attention_weights_are_those_the_model_mixes_with(model):

@@ -56,7 +56,7 @@ def sample_next_token(
     `tokrl.scoring.token_logprobs` at the same temperature.
     """
     _check(temperature, top_k, top_p)
-    whole = torch.softmax(logits / temperature, -1)
+    whole = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     probs = keep_likeliest(whole, top_k, top_p)
     cumulative = probs.double().cumsum(-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
@@ -141,13 +141,14 @@ def _continue(
     for t in range(max_new_tokens):
         uniform = torch.rand(
             batch, generator=generator, dtype=torch.float64, device=source
-        )
-        token, logprob = sample_next_token(
-            logits[:, -1], uniform.to(device)[rows], *choice
-        )
-        ids[rows, t] = token
-        logprobs[rows, t] = logprob.to(logprobs.dtype)
-        if eos_id is not None and len(ended := rows[token == eos_id]):
+        ).to(device)
+        if len(rows) < batch:
+            uniform = uniform[rows]
+        token, logprob = sample_next_token(logits[:, -1], uniform, *choice)
+        ids[:, t].index_copy_(0, rows, token)
+        logprobs[:, t].index_copy_(0, rows, logprob.to(logprobs.dtype))
+        if eos_id is not None and (ended := token == eos_id).any():
+            ended = rows[ended]
             lengths[ended] = lengths[ended].clamp(max=t + 1)
             going = lengths[rows] > t + 1
             if not going.any():

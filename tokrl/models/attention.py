@@ -1,14 +1,10 @@
 """Attention, and the keys and values that it remembers."""
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-# So many texts that begin alike lie side by side while tokens are drawn, if they can be
-# divided so: what they share is read once, but each passes over what others added.
-SIDE_BY_SIDE = (8, 4, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -27,6 +23,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+def attention_of_one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """`attention` of one query in each text, in fewer calls.
+
+    q        (B, heads, Dh)
+    k, v     (B, heads, N, Dh)
+    bias     fits (B, heads, N)
+    Returns (B, heads, Dh).
+    """
+    batch, heads, width = q.shape
+    q = q.reshape(batch * heads, 1, width)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    scale = 1 / math.sqrt(width)
+    scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
+    if bias is not None:
+        scores.view(batch, heads, -1).add_(bias)
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, width)
+
+
 def as_bias(seen: Tensor, like: Tensor) -> Tensor:
     """From which keys are seen, bool, to what `attention` adds to their scores."""
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -math.inf)
@@ -35,85 +49,44 @@ def as_bias(seen: Tensor, like: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens read so far.
 
-    Where no gradient is asked for they are written into memory that is taken once, and
-    texts that begin alike lie side by side in one row, after the beginning they share.
+    Where no gradient is asked for they are written into memory that is taken once.
 
-    keys, values  one tensor (R, heads, N, D / heads) for each layer, N >= columns
-    texts         side by side in each row: text b is number b % texts of row b // texts
-    shared        columns at the start of a row that all its texts share; after them
-                  comes a column for each text's next token, one for each text's
-                  second, and so on
-    length        tokens that a text has in the cache, padding and what it shares too
-    mask          bool, true where a real token was read; None if all were. (B, length);
-                  or (R, shared) with several texts in a row, whose own tokens are real
-    bias          what attention adds to the scores of texts that lie side by side:
-                  (texts, N), or (R, 1, texts, N) if there is padding; else None
-    size          tokens of a text that memory is taken for
+    keys, values  one tensor (B, heads, N, D / heads) for each layer, N >= length
+    length        columns in use
+    mask          (B, length) bool, true where a real token was read; None if all were
+    size          columns that memory is taken for
+    weights       those of the model, as it looked them up to read a token at a time
     """
 
     def __init__(self, layers: int, nothing: Tensor, size: int):
         """An empty one; `nothing` is (B, heads, 0, D / heads), of type and device."""
         self.keys = [nothing] * layers
         self.values = [nothing] * layers
-        self.texts = 1
-        self.shared = 0
         self.length = 0
         self.mask: Tensor | None = None
-        self.bias: Tensor | None = None
         self.size = size
+        self.weights: Any = None
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these texts (a long tensor of their numbers) and drop the others."""
-        if self.texts > 1:
-            self._apart(rows)
-            return
-        if not torch.is_grad_enabled() and self.length:
-            self.texts, self.shared = _copies(rows), self.length
-            rows = rows[:: self.texts]
+        """Keep these rows (a long tensor of row numbers) and drop the others."""
         self.keys, self.values = (
-            [part[:, :, : self.length].index_select(0, rows) for part in parts]
+            [self._kept(part[:, :, : self.length], rows) for part in parts]
             for parts in (self.keys, self.values)
         )
         if self.mask is not None:
             self.mask = self.mask[rows]
-        if self.texts > 1:
-            self.bias = as_bias(self._seen(), self.keys[0])
 
-    def _apart(self, kept: Tensor) -> None:
-        """A row for each of these texts, with the beginning that it shared."""
-        row, place = kept // self.texts, kept % self.texts
-        own = self.length - self.shared
+    def _kept(self, part: Tensor, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return part.index_select(0, rows)
+        room = self._room(part, len(rows), self.length)
+        torch.index_select(part, 0, rows, out=room[:, :, : self.length])
+        return room
 
-        def of_texts(part: Tensor) -> Tensor:
-            begin, rest = part[:, :, : self._columns(self.length)].split(
-                (self.shared, own * self.texts), 2
-            )
-            rest = rest.unflatten(2, (own, self.texts))  # (R, heads, own, texts, Dh)
-            return torch.cat([begin[row], rest.movedim(3, 1)[row, place]], 2)
-
-        self.keys, self.values = (
-            [of_texts(part) for part in parts] for parts in (self.keys, self.values)
-        )
-        if self.mask is not None:
-            self.mask = F.pad(self.mask[row], (0, own), value=True)
-        self.texts, self.shared = 1, 0
-
-    def _seen(self) -> Tensor:
-        """Which columns each text of a row sees: what is shared, and its own.
-
-        Returns bool: (texts, N), or (R, 1, texts, N) if there is padding.
-        """
-        text = torch.arange(self.texts, device=self.keys[0].device)
-        columns = self._columns(max(self.size, self.length))
-        own = text.repeat((columns - self.shared) // self.texts)
-        seen = F.pad(text[:, None] == own, (self.shared, 0), value=True)
-        if self.mask is None:
-            return seen
-        return seen & F.pad(self.mask, (0, len(own)), value=True)[:, None, None, :]
-
-    def _columns(self, length: int) -> int:
-        """How many columns of a row texts of so many tokens take."""
-        return self.shared + self.texts * (length - self.shared)
+    def _room(self, like: Tensor, rows: int, columns: int) -> Tensor:
+        """Memory for keys or values of so many columns, or as many as are expected."""
+        _, heads, _, width = like.shape
+        return like.new_empty(rows, heads, max(self.size, columns), width)
 
     def mark(self, length: int, mask: Tensor | None) -> Tensor | None:
         """Note which of `length` new tokens are real; returns the mask of all so far.
@@ -130,37 +103,16 @@ class KVCache:
         self.mask = torch.cat(real, -1)
         return self.mask
 
-    def next_bias(self) -> Tensor:
-        """What attention adds to the scores of the next token of each text."""
-        columns = self._columns(self.length + 1)
-        if columns > self.bias.shape[-1]:  # longer than was expected
-            self.size = 2 * self.length
-            self.bias = as_bias(self._seen(), self.keys[0])
-        return self.bias[..., :columns]
-
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (R, heads, T, Dh) of new tokens; returns those of all."""
-        start = self._columns(self.length)
-        end = start + k.shape[2]
+        """Add keys and values (B, heads, T, Dh) of new tokens; returns those of all."""
+        start, end = self.length, self.length + k.shape[2]
         for parts, new in ((self.keys, k), (self.values, v)):
             if torch.is_grad_enabled():
                 parts[layer] = torch.cat([parts[layer][:, :, :start], new], 2)
                 continue
-            if end > parts[layer].shape[2]:  # at first, and after rows were dropped
-                batch, heads, _, width = new.shape
-                size = max(end, self._columns(self.size))
-                room = new.new_empty(batch, heads, size, width)
+            if end > parts[layer].shape[2]:  # at first, or longer than was expected
+                room = self._room(new, len(new), end)
                 room[:, :, :start] = parts[layer][:, :, :start]
                 parts[layer] = room
             parts[layer][:, :, start:end] = new
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-
-def _copies(rows: Tensor) -> int:
-    """How many texts may lie side by side if each row is kept as often as in `rows`."""
-    for texts in SIDE_BY_SIDE:
-        if len(rows) and len(rows) % texts == 0:
-            together = rows.view(-1, texts)
-            if bool((together == together[:, :1]).all()):
-                return texts
-    return 1

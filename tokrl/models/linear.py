@@ -77,6 +77,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
+def may_take_onednn(dtype: torch.dtype) -> bool:
+    """Whether `linear` goes through oneDNN here for large products of that type."""
+    return FASTER and dtype is torch.float32
+
+
 def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is there, and these are enough of what it can multiply."""
     return (
