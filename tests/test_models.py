@@ -1,5 +1,6 @@
 """The Transformer's own: attention, size, weights, files; the rest: test_protocol."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 
 from tokrl import models
 from tokrl.models import linear, transformer
-from tokrl.models.attention import attention_of_one
 
 
 @pytest.fixture
@@ -52,18 +52,6 @@ def test_fused_attention_is_the_one_written_out(model, monkeypatch, few):
     assert results[0][2].abs().sum() > 1
 
 
-@pytest.mark.parametrize("bias", [None, -math.inf])
-def test_attention_of_one_query_is_attention(bias):
-    """Also of keys and values that are a part of more memory."""
-    q, *kv = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (1, 9, 9))
-    k, v = (part[:, :, :7] for part in kv)
-    if bias is not None:
-        bias = torch.tensor([[bias, 0, 0, 0, 0, 0, 0], [0] * 7]).double()[:, None]
-    expected = models.attention(q, k, v, None if bias is None else bias[:, None])
-    got = attention_of_one(q[:, :, 0], k, v, bias)
-    torch.testing.assert_close(got, expected[:, :, 0], rtol=0, atol=1e-12)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("copies", [1, 8])
 def test_a_cache_may_outgrow_its_memory(model, copies):
@@ -76,6 +64,23 @@ def test_a_cache_may_outgrow_its_memory(model, copies):
     for t in range(9):
         logits, _ = model(own[:, t : t + 1], None, cache)
         torch.testing.assert_close(logits[:, 0], whole[:, 5 + t], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_cache_goes_on_by_itself(model):
+    """Both by one token and by several, in turns, in the room of neither."""
+    begin, rest = draw(2, 4), draw(2, 2, 8, seed=1)
+    whole = [model(torch.cat([begin, own], -1))[0][:, 4:] for own in rest]
+    caches = [model.new_cache(2, 9)]
+    model(begin, None, caches[0])
+    caches.append(copy.copy(caches[0]))
+    start = 0
+    for size in (1, 3, 1, 1, 2):
+        for cache, own, expected in zip(caches, rest, whole, strict=True):
+            span = slice(start, start + size)
+            logits, _ = model(own[:, span], None, cache)
+            torch.testing.assert_close(logits, expected[:, span], rtol=0, atol=1e-10)
+        start += size
 
 
 @pytest.mark.parametrize("faster", [False, True])

@@ -147,8 +147,8 @@ def _continue(
         token, logprob = sample_next_token(logits[:, -1], uniform, *choice)
         ids[:, t].index_copy_(0, rows, token)
         logprobs[:, t].index_copy_(0, rows, logprob.to(logprobs.dtype))
-        if eos_id is not None and (ended := token == eos_id).any():
-            ended = rows[ended]
+        if eos_id in token.tolist():
+            ended = rows[token == eos_id]
             lengths[ended] = lengths[ended].clamp(max=t + 1)
             going = lengths[rows] > t + 1
             if not going.any():

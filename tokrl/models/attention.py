@@ -23,24 +23,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-def attention_of_one(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """`attention` of one query in each text, in fewer calls.
-
-    q        (B, heads, Dh)
-    k, v     (B, heads, N, Dh)
-    bias     fits (B, heads, N)
-    Returns (B, heads, Dh).
-    """
-    batch, heads, width = q.shape
-    q = q.reshape(batch * heads, 1, width)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)
-    scale = 1 / math.sqrt(width)
-    scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
-    if bias is not None:
-        scores.view(batch, heads, -1).add_(bias)
-    return torch.bmm(scores.softmax(-1), v).view(batch, heads, width)
-
-
 def as_bias(seen: Tensor, like: Tensor) -> Tensor:
     """From which keys are seen, bool, to what `attention` adds to their scores."""
     return torch.zeros_like(seen, dtype=like.dtype).masked_fill_(~seen, -math.inf)
@@ -55,7 +37,7 @@ class KVCache:
     length        columns in use
     mask          (B, length) bool, true where a real token was read; None if all were
     size          columns that memory is taken for
-    weights       those of the model, as it looked them up to read a token at a time
+    reader        what the model reads the next tokens with, one at a time
     """
 
     def __init__(self, layers: int, nothing: Tensor, size: int):
@@ -65,7 +47,16 @@ class KVCache:
         self.length = 0
         self.mask: Tensor | None = None
         self.size = size
-        self.weights: Any = None
+        self.reader: Any = None
+
+    def __copy__(self) -> "KVCache":
+        """One that goes on by itself; it shares what was read so far."""
+        other = KVCache(0, self.keys[0], self.size)
+        other.length, other.mask = self.length, self.mask
+        # Without room behind it: what comes next is written elsewhere.
+        other.keys = [part[:, :, : self.length] for part in self.keys]
+        other.values = [part[:, :, : self.length] for part in self.values]
+        return other
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows (a long tensor of row numbers) and drop the others."""
@@ -73,6 +64,7 @@ class KVCache:
             [self._kept(part[:, :, : self.length], rows) for part in parts]
             for parts in (self.keys, self.values)
         )
+        self.reader = None
         if self.mask is not None:
             self.mask = self.mask[rows]
 
@@ -82,6 +74,16 @@ class KVCache:
         room = self._room(part, len(rows), self.length)
         torch.index_select(part, 0, rows, out=room[:, :, : self.length])
         return room
+
+    def make_room(self) -> bool:
+        """See to it that another token fits; whether memory had to be taken for it."""
+        full = self.keys[0].shape[2] == self.length
+        if full:
+            for parts in (self.keys, self.values):
+                for layer, part in enumerate(parts):
+                    parts[layer] = self._room(part, len(part), 2 * self.length)
+                    parts[layer][:, :, : self.length] = part
+        return full
 
     def _room(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """Memory for keys or values of so many columns, or as many as are expected."""
@@ -113,6 +115,6 @@ class KVCache:
             if end > parts[layer].shape[2]:  # at first, or longer than was expected
                 room = self._room(new, len(new), end)
                 room[:, :, :start] = parts[layer][:, :, :start]
-                parts[layer] = room
+                parts[layer], self.reader = room, None
             parts[layer][:, :, start:end] = new
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokrl.models.attention import KVCache, as_bias, attention, attention_of_one
+from tokrl.models.attention import KVCache, as_bias, attention
 from tokrl.models.base import LanguageModel
-from tokrl.models.gelu import gelu
 from tokrl.models.linear import Linear, linear, may_take_onednn
+from tokrl.models.one_by_one import OneByOne
 
 # Up to here attention is faster as it is written out, beyond by torch's fused kernel.
 FEW_QUERIES, FEW_KEYS = 8, 64
@@ -90,21 +90,11 @@ class Block(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
-    def weights(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each part of the block the matrix (inputs, outputs) or scale, and bias."""
-        parts = (self.norm_1, self.qkv, self.out, self.norm_2, self.up, self.down)
-        return [_weights(part) for part in parts]
-
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each (B, heads, T, Dh), of x (B, T, D)."""
         batch, length, width = x.shape
         shape = (batch, length, 3, self.heads, width // self.heads)
         return self.qkv(x).view(shape).permute(2, 0, 3, 1, 4).unbind()
-
-
-def _weights(part: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a norm, or a linear map x W + b, multiplies with, and what it adds."""
-    return part.weight.t(), part.bias
 
 
 class Transformer(LanguageModel):
@@ -160,7 +150,7 @@ class Transformer(LanguageModel):
         self.check_length(past + length)
         real = None if mask is None or bool(mask.all()) else mask.bool()
         if cache is not None:
-            if length == 1 and past and real is None and self._can_be_brief():
+            if length == 1 and real is None and self._brief(cache):
                 return self._one_more(ids[:, 0], cache)[:, None]
             real = cache.mark(length, real)
         if real is None:
@@ -177,40 +167,25 @@ class Transformer(LanguageModel):
             cache.length += length
         return x
 
-    def _can_be_brief(self) -> bool:
-        """Whether `_one_more` gives what the blocks do, and no later."""
+    def _brief(self, cache: KVCache) -> bool:
+        """Whether the next tokens are read by `OneByOne`, without gradients and fast."""
         quick = not may_take_onednn(self.token_embedding.weight.dtype)
-        return quick and not torch.is_grad_enabled()
+        return quick and cache.length > 0 and not torch.is_grad_enabled()
 
     def _one_more(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """States (B, D) after one more token (B,) of each text, without gradients.
-
-        The sums of the blocks, written for sampling, where calls take longer than
-        sums: what is the same for each token is looked up once, and added in place.
-        """
-        if cache.weights is None:
-            cache.weights = (
-                self.token_embedding.weight, self.position_embedding.weight,
-                [block.weights() for block in self.blocks], _weights(self.norm),
-            )  # fmt: skip
-        tokens, positions, blocks, norm = cache.weights
-        batch, width, heads = len(ids), self.width, self.config.heads
-        whole, split = (width,), (batch, 3, heads, width // heads)
+        """States (B, D) after one more token (B,) of each text."""
+        words, places = self.token_embedding.weight, self.position_embedding.weight
         place, bias = cache.length, None
         if cache.mask is not None:
             place = cache.mask.sum(-1)  # tokens before it
-            bias = as_bias(cache.mark(1, None), tokens)[:, None]
-        x = F.embedding(ids, tokens) + positions[place]
-        for layer, (norm_1, qkv, out, norm_2, up, down) in enumerate(blocks):
-            new = torch.addmm(qkv[1], torch.layer_norm(x, whole, *norm_1), qkv[0])
-            q, k, v = new.view(split).unbind(1)
-            kv = cache.extend(layer, k[:, :, None], v[:, :, None])
-            mixed = attention_of_one(q, *kv, bias).view(batch, width)
-            x.add_(out[1]).addmm_(mixed, out[0])
-            new = torch.addmm(up[1], torch.layer_norm(x, whole, *norm_2), up[0])
-            x.add_(down[1]).addmm_(gelu(new), down[0])
+            bias = as_bias(cache.mark(1, None), words)[:, None]
+        room = cache.make_room()
+        if room or cache.reader is None:
+            cache.reader = OneByOne(self.blocks, self.norm, cache.keys, cache.values)
+        x = F.embedding(ids, words) + places[place]
+        x = cache.reader.read(x, cache.length, bias)
         cache.length += 1
-        return torch.layer_norm(x, whole, *norm)
+        return x
 
     def hidden_packed(self, ids: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
         """States (R, L, D) of rows in which several texts lie side by side.
