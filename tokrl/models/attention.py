@@ -76,7 +76,7 @@ class KVCache:
         return room
 
     def make_room(self) -> bool:
-        """See to it that another token fits; whether memory had to be taken for it."""
+        """Take memory if another token would not fit; returns whether that was so."""
         full = self.keys[0].shape[2] == self.length
         if full:
             for parts in (self.keys, self.values):

@@ -47,11 +47,8 @@ class OneByOne:
         """
         texts, heads, _, part = self.layers[0][-4].shape
         nothing, scale = self.nothing, 1 / math.sqrt(part)
-        whole, split, flat = (
-            x.shape[1:],
-            (texts, 3, heads, part),
-            (texts * heads, 1, part),
-        )
+        whole, split = x.shape[1:], (texts, 3, heads, part)
+        flat = texts * heads, 1, part
         norm, addmm = torch.layer_norm, torch.addmm
         for (
             norm_1, shift_1, qkv, of_qkv, out, of_out,

@@ -168,7 +168,7 @@ class Transformer(LanguageModel):
         return x
 
     def _brief(self, cache: KVCache) -> bool:
-        """Whether the next tokens are read by `OneByOne`, without gradients and fast."""
+        """Whether `OneByOne` reads the next tokens: no gradient, and no slower."""
         quick = not may_take_onednn(self.token_embedding.weight.dtype)
         return quick and cache.length > 0 and not torch.is_grad_enabled()
 
@@ -179,8 +179,7 @@ class Transformer(LanguageModel):
         if cache.mask is not None:
             place = cache.mask.sum(-1)  # tokens before it
             bias = as_bias(cache.mark(1, None), words)[:, None]
-        room = cache.make_room()
-        if room or cache.reader is None:
+        if cache.make_room() or cache.reader is None:
             cache.reader = OneByOne(self.blocks, self.norm, cache.keys, cache.values)
         x = F.embedding(ids, words) + places[place]
         x = cache.reader.read(x, cache.length, bias)
