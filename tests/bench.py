@@ -511,7 +511,7 @@ def practice() -> Iterator[Case]:
             exec(cells[name], given)
     for method in ("rloo", "grpo", "ppo"):
         run = partial(given["train"], method, seed=1, steps=5)
-        yield Case(f"{method}: 5 of 28 steps, float64", lambda f=run: f, goal=60 / 6)
+        yield Case(f"{method}: 5 steps, float64", lambda f=run: f, goal=60 / 6)
     torch.set_default_dtype(torch.float32)
 
 

@@ -278,3 +278,13 @@ def test_no_file_names_a_machine_or_a_package_host():
 def test_planted_text(text, problem):
     found = text_problems(text.encode())
     assert found == [] if problem is None else problem in found[0]
+
+
+def test_what_begins_first_is_there(pytestconfig):
+    """A page that was renamed would only begin too late, and nothing else tell."""
+    (root,) = (
+        module
+        for module in pytestconfig.pluginmanager.get_plugins()
+        if getattr(module, "__file__", None) == str(ROOT / "conftest.py")
+    )
+    assert [path for path in root.LONG if not (ROOT / path).exists()] == []
