@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tokrl import models
 from tokrl.models import linear, transformer
@@ -171,3 +172,18 @@ def test_wrong_arguments_are_named(model):
         models.build("transformer", 7, heads=5)
     with pytest.raises(ValueError, match="at most 24"):
         model(draw(1, 25))
+
+
+@torch.no_grad()
+def test_the_sums_of_a_token_are_counted_whichever_way_it_is_read(model):
+    """The book counts with torch's counter, which overlooks products in place."""
+    ids, counts = draw(3, 7), []
+    for brief in (True, False):
+        cache = model.new_cache(3, 7)
+        model(ids[:, :6], None, cache)
+        if not brief:
+            model._brief = lambda _: False
+        with FlopCounterMode(display=False) as counter:
+            model(ids[:, 6:], None, cache)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -65,9 +65,9 @@ class OneByOne:
             if bias is not None:
                 scores.view(texts, heads, -1).add_(bias)
             mixed = torch.bmm(scores.softmax(-1), v.narrow(1, 0, length + 1))
-            x.add_(of_out).addmm_(mixed.view(x.shape), out)
+            x = addmm(x.add_(of_out), mixed.view(x.shape), out)
             new = addmm(of_up, norm(x, whole, norm_2, shift_2), up)
-            x.add_(of_down).addmm_(gelu(new), down)
+            x = addmm(x.add_(of_down), gelu(new), down)
         return norm(x, whole, *self.norm)
 
 
