@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -280,11 +281,7 @@ def test_planted_text(text, problem):
     assert found == [] if problem is None else problem in found[0]
 
 
-def test_what_begins_first_is_there(pytestconfig):
+def test_what_begins_first_is_there():
     """A page that was renamed would only begin too late, and nothing else tell."""
-    (root,) = (
-        module
-        for module in pytestconfig.pluginmanager.get_plugins()
-        if getattr(module, "__file__", None) == str(ROOT / "conftest.py")
-    )
-    assert [path for path in root.LONG if not (ROOT / path).exists()] == []
+    paths = runpy.run_path(str(ROOT / "conftest.py"))["LONG"]
+    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -69,21 +69,25 @@ class KVCache:
             self.mask = self.mask[rows]
 
     def _kept(self, part: Tensor, rows: Tensor) -> Tensor:
+        """These rows of keys or values so far."""
         if torch.is_grad_enabled():
             return part.index_select(0, rows)
         room = self._room(part, len(rows), self.length)
         torch.index_select(part, 0, rows, out=room[:, :, : self.length])
         return room
 
-    def make_room(self) -> bool:
-        """Take memory if another token would not fit; returns whether that was so."""
-        full = self.keys[0].shape[2] == self.length
-        if full:
+    def make_room(self) -> None:
+        """See to it that another token fits into the memory of every layer."""
+        if self.keys[0].shape[2] == self.length:
             for parts in (self.keys, self.values):
-                for layer, part in enumerate(parts):
-                    parts[layer] = self._room(part, len(part), 2 * self.length)
-                    parts[layer][:, :, : self.length] = part
-        return full
+                parts[:] = [self._moved(p, p, 2 * self.length) for p in parts]
+
+    def _moved(self, part: Tensor, like: Tensor, columns: int) -> Tensor:
+        """Keys or values so far, in new memory of the type of `like`; see `_room`."""
+        self.reader = None  # it knows the old memory
+        room = self._room(like, len(like), columns)
+        room[:, :, : self.length] = part[:, :, : self.length]
+        return room
 
     def _room(self, like: Tensor, rows: int, columns: int) -> Tensor:
         """Memory for keys or values of so many columns, or as many as are expected."""
@@ -113,8 +117,6 @@ class KVCache:
                 parts[layer] = torch.cat([parts[layer][:, :, :start], new], 2)
                 continue
             if end > parts[layer].shape[2]:  # at first, or longer than was expected
-                room = self._room(new, len(new), end)
-                room[:, :, :start] = parts[layer][:, :, :start]
-                parts[layer], self.reader = room, None
+                parts[layer] = self._moved(parts[layer], new, end)
             parts[layer][:, :, start:end] = new
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]

@@ -179,7 +179,8 @@ class Transformer(LanguageModel):
         if cache.mask is not None:
             place = cache.mask.sum(-1)  # tokens before it
             bias = as_bias(cache.mark(1, None), words)[:, None]
-        if cache.make_room() or cache.reader is None:
+        cache.make_room()
+        if cache.reader is None:
             cache.reader = OneByOne(self.blocks, self.norm, cache.keys, cache.values)
         x = F.embedding(ids, words) + places[place]
         x = cache.reader.read(x, cache.length, bias)
