@@ -291,18 +291,21 @@ def read(clause: Clause, words: tuple[str, ...], start: int, lang: str) -> Readi
         for at, prob, chosen in paths:
             for k, option in enumerate(clause.slots[i]):
                 text = option[column]
+                if at < length and text and text[0] != words[at]:
+                    continue  # most options, by far
                 end = at + len(text)
                 if words[at:end] == text:
                     longer.append((end, prob * option.prob, (*chosen, k)))
-                    furthest = max(furthest, end)
-                    continue
-                same = at
-                while same < length and words[same] == text[same - at]:
-                    same += 1
-                furthest = max(furthest, same)
-                if same == length:
-                    word = text[length - at]
-                    upcoming[word] = upcoming.get(word, 0.0) + prob * option.prob
+                    same = end
+                else:
+                    same = at
+                    while same < length and words[same] == text[same - at]:
+                        same += 1
+                    if same == length:
+                        word = text[length - at]
+                        upcoming[word] = upcoming.get(word, 0.0) + prob * option.prob
+                if same > furthest:
+                    furthest = same
         paths = longer
         if not paths:
             return Reading(None, upcoming, furthest)

@@ -33,23 +33,7 @@ def read_story(process: Process, words: Sequence[str], lang: str) -> Position:
     words = tuple(words)
     at, d, steps = _recall(process, words, lang)
     while True:
-        found, upcoming, furthest = None, {}, at
-        for p, who in process.who(d):
-            begin = process.begin(d, who)
-            opened = read(Clause((begin,), (0,)), words, at, lang)
-            if opened.done is None:
-                furthest = max(furthest, opened.furthest)
-                for word, prob in opened.next.items():
-                    upcoming[word] = upcoming.get(word, 0.0) + p * prob
-                continue
-            for q, event in process.what(d, who):
-                said = process.clause(d, who, event)
-                done, following, reach = read(said, words, at, lang)
-                furthest = max(furthest, reach)
-                for word, prob in following.items():
-                    upcoming[word] = upcoming.get(word, 0.0) + p * q * prob
-                if done:
-                    found = (done, event, said)
+        found, upcoming, furthest = _next_clause(process, d, words, at, lang)
         if found is None:
             return Position(steps, upcoming, furthest)
         (at, choice), event, said = found
@@ -61,6 +45,34 @@ def read_story(process: Process, words: Sequence[str], lang: str) -> Position:
             if len(process.read_before) == REMEMBERED:
                 process.read_before.clear()
             process.read_before[lang, words[:at]] = d, tuple(steps)
+
+
+def _next_clause(
+    process: Process, d: Discourse, words: tuple[str, ...], at: int, lang: str
+) -> tuple[tuple | None, dict[str, float], int]:
+    """The clause that begins at `words[at]`, if it is whole: where it ends and with
+    which choice, its event, and its slots. If not: what may come next, and how far
+    the words are possible, as in `Position`.
+    """
+    upcoming: dict[str, float] = {}
+    furthest = at
+    for p, who in process.who(d):
+        begin = process.begin(d, who)
+        opened = read(Clause((begin,), (0,)), words, at, lang)
+        if opened.done is None:
+            furthest = max(furthest, opened.furthest)
+            for word, prob in opened.next.items():
+                upcoming[word] = upcoming.get(word, 0.0) + p * prob
+            continue
+        for q, event in process.what(d, who):
+            said = process.clause(d, who, event)
+            done, following, reach = read(said, words, at, lang)
+            if done:  # no two events are told in the same words
+                return (done, event, said), {}, at
+            furthest = max(furthest, reach)
+            for word, prob in following.items():
+                upcoming[word] = upcoming.get(word, 0.0) + p * q * prob
+    return None, upcoming, furthest
 
 
 def _recall(
