@@ -20,13 +20,15 @@ def pad(
         raise ValueError("no rows to pad: give at least one list of ids")
     if side not in ("left", "right"):
         raise ValueError(f"side={side!r}: give 'left' or 'right'")
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        span = slice(length - len(row), length) if side == "left" else slice(len(row))
-        ids[i, span] = torch.as_tensor(row, dtype=torch.int64)
-        mask[i, span] = 1
+    lengths = [len(row) for row in rows]
+    size = max(lengths)
+    filling = [[pad_id] * (size - length) for length in lengths]
+    sides = (filling, rows) if side == "left" else (rows, filling)
+    joined = [[*first, *then] for first, then in zip(*sides, strict=True)]
+    ids = torch.tensor(joined, dtype=torch.int64)
+    mask = length_mask(torch.tensor(lengths), size)
+    if side == "left":
+        mask = mask.flip(-1)
     return ids, mask
 
 

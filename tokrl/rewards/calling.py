@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokrl.masking import length_mask
 from tokrl.tokenizers import BOS
 
 Reward = Callable[..., list]
@@ -146,14 +147,15 @@ def token_reward_matrix(
     judgements = judge(
         reward, prompts, completions, completion_ids, completion_mask.device, **columns
     )
-    token_rewards = torch.zeros(completion_mask.shape)
-    judged = torch.zeros(completion_mask.shape, dtype=completion_mask.dtype)
-    for i, judgement in enumerate(judgements):
-        row = on_tokens(judgement, len(completion_ids[i]))
-        token_rewards[i, : len(row)] = torch.tensor(row)
-        judged[i, : len(row)] = 1
-    device = completion_mask.device
-    return token_rewards.to(device), completion_mask * judged.to(device)
+    rows = [
+        on_tokens(judgement, len(ids))
+        for judgement, ids in zip(judgements, completion_ids, strict=True)
+    ]
+    size = completion_mask.shape[1]
+    token_rewards = torch.tensor([row + [0.0] * (size - len(row)) for row in rows])
+    judged = length_mask(torch.tensor([len(row) for row in rows]), size)
+    mask = completion_mask * judged.to(completion_mask)
+    return token_rewards.to(completion_mask.device), mask
 
 
 def as_sequence_reward(reward: Reward) -> Reward:
