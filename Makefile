@@ -12,7 +12,8 @@ export MALLOC_MMAP_THRESHOLD_ := 1000000000
 
 # In the order of conftest.py, a file or a notebook after the other.
 PYTEST  := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
-NBVAL   := --nbval book/ --nbval-current-env
+# Seconds for a cell: enough for a machine several times slower than ours.
+NBVAL   := --nbval book/ --nbval-current-env --nbval-cell-timeout 900
 # The same sums on plain vector code and two threads: stored numbers must survive it.
 OTHER_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
              ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
@@ -38,7 +39,7 @@ book: setup ## build the site into _build/html, warnings are errors
 
 test: setup ## package, layout and site tests, and every notebook against its stored output
 	@echo "==> All tests, and every cell again: it must print what is stored (some 20 minutes)"
-	@$(PYTEST) tests $(NBVAL) --nbval-cell-timeout 300
+	@$(PYTEST) tests $(NBVAL)
 
 lab: setup ## open the chapters in JupyterLab
 	@# Unless trusted, JupyterLab shows the stored heat-maps without their colours.
@@ -53,7 +54,7 @@ run: setup ## run notebooks and store their outputs; CHAPTER=book/01-background 
 
 stability: setup ## the notebooks again, as on a much older processor
 	@echo "==> Notebooks under another CPU setting (half an hour or more)"
-	@$(OTHER_CPU) $(PYTEST) $(NBVAL) --nbval-cell-timeout 600
+	@$(OTHER_CPU) $(PYTEST) $(NBVAL)
 
 bench: setup ## ours beside the libraries, in seconds, into _build/bench.json
 	@$(PY) tests/bench.py --out _build/bench.json
