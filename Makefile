@@ -90,8 +90,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 node_modules/.ready: package.json package-lock.json $(VENV)/.ready
-	@echo "==> MathJax and Mermaid into node_modules (once: a few seconds, 180 MB)"
+	@echo "==> MathJax, Mermaid and fonts into node_modules (once: a few seconds, 180 MB)"
 	@npm ci --ignore-scripts --silent || { \
-	  echo "==> MathJax and Mermaid could not be installed. No network?"; \
+	  echo "==> MathJax, Mermaid and fonts could not be installed. No network?"; \
 	  echo "    'npm ci --ignore-scripts' says more; then run make again."; exit 1; }
 	@touch $@
