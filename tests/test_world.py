@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import product
 
 import pytest
 import torch
@@ -48,6 +49,21 @@ def test_next_word_probs_sum_to_one_after_every_prefix(world, lang, seed):
             inside = (position.upcoming[words[i]], clauses)
             probs = world.next_word_probs(words[:i], lang)
             assert sum(probs.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_no_two_events_are_told_in_the_same_words(world, lang):
+    """So the reader may stop at the first event that it finds whole."""
+    process = world._process
+    for story in stories(world, 20, 5):
+        for step in story.steps:
+            said = {}
+            for _, who in process.who(step.after):
+                for _, event in process.what(step.after, who):
+                    clause = process.clause(step.after, who, event)
+                    for choice in product(*(range(len(s)) for s in clause.slots)):
+                        words = clause.words(choice, lang)
+                        assert said.setdefault(words, event) == event, words
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
