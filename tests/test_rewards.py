@@ -415,6 +415,11 @@ def test_numbers_come_in_many_forms(returned):
     assert not rewards.requires_grad
 
 
+def test_no_completions_have_no_rewards():
+    rewards, kept = token_reward_matrix(returning([]), [], [], [], MASK[:0])
+    assert rewards.shape == kept.shape == (0, 3)
+
+
 def test_none_ends_the_episode():
     rewards, kept = matrix([[0.5, -1.0, None], [3.0]])
     assert rewards.tolist() == [[0.5, -1.0, 0.0], [3.0, 0.0, 0.0]]

@@ -152,7 +152,8 @@ def token_reward_matrix(
         for judgement, ids in zip(judgements, completion_ids, strict=True)
     ]
     size = completion_mask.shape[1]
-    token_rewards = torch.tensor([row + [0.0] * (size - len(row)) for row in rows])
+    filled = torch.tensor([row + [0.0] * (size - len(row)) for row in rows])
+    token_rewards = filled.view(completion_mask.shape)  # also if there are no rows
     judged = length_mask(torch.tensor([len(row) for row in rows]), size)
     mask = completion_mask * judged.to(completion_mask)
     return token_rewards.to(completion_mask.device), mask
