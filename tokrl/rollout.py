@@ -42,7 +42,10 @@ def collect(
     reward did not judge (None) are masked out.
     """
     repeated = [prompt for prompt in prompts for _ in range(group_size)]
-    prompt_ids, prompt_mask = encode_prompts(repeated, tokenizer)
+    prompt_ids, prompt_mask = (
+        once.repeat_interleave(group_size, 0)
+        for once in encode_prompts(prompts, tokenizer)
+    )
     ids, mask, logprobs = generate(
         policy, prompt_ids, prompt_mask, max_new_tokens, temperature,
         eos_id=tokenizer.eos_id, generator=generator, pad_id=tokenizer.pad_id,
