@@ -33,7 +33,10 @@ COPIES = {
 }
 
 MODULE_IMPORT = re.compile(r'^import mermaid from "[^"]*";', re.MULTILINE)
-ICON_SCRIPT = re.compile(r"[ \t]*<script[^>]*scripts/fontawesome\.js[^>]*></script>\n?")
+# The theme for Python 3.10 also has browsers fetch icon fonts that a page does not use.
+ICONS = re.compile(
+    r'[ \t]*(<script[^>]*fontawesome[^>]*></script>|<link[^>]* as="font"[^>]*>)\n?'
+)
 # sphinxcontrib-mermaid blows every chart up to the width of the page.
 BLOWN_UP = "max-width: 100% !important;"
 
@@ -89,9 +92,12 @@ def one_set_of_icons(app, exception):
         return
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text("utf8")
-        if (less := ICON_SCRIPT.sub("", text)) != text:
+        if (less := ICONS.sub("", text)) != text:
             page.write_text(less, "utf8")
-    Path(app.outdir, "_static/scripts/fontawesome.js").unlink(missing_ok=True)
+    static = Path(app.outdir, "_static")
+    (static / "scripts/fontawesome.js").unlink(missing_ok=True)
+    for script in static.glob("vendor/fontawesome/*/js/*"):
+        script.unlink()
 
 
 def setup(app):

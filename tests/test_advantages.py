@@ -126,6 +126,30 @@ def test_a_vector_where_a_matrix_is_due_is_an_error():
         compute_gae(rewards, values[:, :1], mask)
     with pytest.raises(ValueError, match=r"token_rewards has shape \(7,\)"):
         returns_to_go(rewards[0], mask)
+    for credit in (group_advantages, leave_one_out_advantages):
+        for wrong in (rewards, rewards[:, :1]):
+            with pytest.raises(
+                ValueError, match=r"numbers of shape \(4, .*one for each"
+            ):
+                credit(wrong, 2, mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_whole_rewards_are_the_same_as_real_ones(dtype):
+    """Written as integers they are no less rewards, and their credit no integer."""
+    real, values, mask = batch(4)
+    whole = real > 0
+    real, whole = whole.to(values.dtype), whole.to(dtype)
+    close(returns_to_go(whole, mask, 0.9).to(values.dtype),
+          returns_to_go(real, mask, 0.9), 1e-6)  # fmt: skip
+    for got, expected in zip(
+        compute_gae(whole, values, mask, 0.9), compute_gae(real, values, mask, 0.9),
+        strict=True,
+    ):  # fmt: skip
+        close(got, expected, 1e-6)
+    for credit in (group_advantages, leave_one_out_advantages):
+        got = credit(whole[:, 0], 2, mask).to(values.dtype)
+        close(got, credit(real[:, 0], 2, mask), 1e-6)
 
 
 # Groups

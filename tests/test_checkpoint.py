@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -407,6 +408,36 @@ def test_a_run_with_a_damaged_checkpoint_says_what_to_do(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors.*remove it and"):
         run(new(), tmp_path, resume=True)
+
+
+def test_what_cannot_be_read_back_is_not_written(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {"step": 1})
+    for state in ({"w": {(1, 2): torch.ones(1)}}, {"w": {1, 2}}):
+        with pytest.raises(TypeError):
+            save_checkpoint(path, state)
+        assert load_checkpoint(path) == {"step": 1}
+    for state in ({"__tensor__": 1}, {"__pairs__": [3]}, {None: 1, 2: "two", 0.5: []}):
+        save_checkpoint(path, {"inside": state})
+        assert load_checkpoint(path) == {"inside": state}
+
+
+def test_files_are_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    save_checkpoint(tmp_path / "checkpoint.safetensors", {})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_without_its_checkpoint_a_run_still_knows_its_settings(tmp_path):
+    run(new(), tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    log = logged(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json was made with learning_rate="):
+        run(new(), tmp_path, resume=True, config=replace(CONFIG, learning_rate=1.0))
+    assert logged(tmp_path) == log
+    run(new(), tmp_path, resume=True)
+    assert logged(tmp_path) == log
 
 
 def test_a_log_is_cut_back_to_the_rows_it_is_given(tmp_path):

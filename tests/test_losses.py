@@ -335,6 +335,12 @@ def test_advantages_of_rows_are_not_read_as_those_of_columns():
         policy_loss(logprobs, old, advantages[:, 0], mask)
     with pytest.raises(ValueError, match=r"returns has shape \(3, 1\)"):
         value_loss(logprobs, old, advantages[:, :1], mask)
+    with pytest.raises(ValueError, match=r"weights has shape \(3,\)"):
+        policy_loss(logprobs, old, advantages, mask, weights=torch.ones(3))
+    with pytest.raises(ValueError, match=r"matrix has shape \(3,\)"):
+        aggregate(advantages[:, 0], mask)
+    with pytest.raises(ValueError, match=r"ref_logprobs \(3,\)"):
+        kl_estimate(logprobs, old[:, 0])
 
 
 # Tokens of high entropy

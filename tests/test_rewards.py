@@ -35,6 +35,7 @@ from tokrl.rewards import (
     token_bytes,
     token_reward_matrix,
 )
+from tokrl.rewards.pieces import text_so_far
 from tokrl.tokenizers import (
     BPETokenizer,
     CharTokenizer,
@@ -625,11 +626,51 @@ def test_a_combination_of_one_changes_nothing(default):
     assert combined.metrics == {"reward/validity": -0.5}
 
 
+def test_a_reward_that_changes_what_it_gets_changes_nothing():
+    def careless(prompts, completions, completion_ids, **_):
+        prompts.clear()
+        completions.clear()
+        return [[1.0, *[0.0] * len(ids[1:])] for ids in completion_ids if ids.pop(0)]
+
+    ids = [[4, 5, 2], [6, 2]]
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+    def shorter(completion_ids, **_):
+        for row in completion_ids:
+            row.pop()
+        return [1.0] * len(completion_ids)
+
+    rewards, kept = token_reward_matrix(shorter, ["p", "q"], ["", ""], ids, mask)
+    assert rewards.tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert torch.equal(kept, mask)
+    parts = {"a": (careless, 1.0), "b": (LengthReward(1), 1.0)}
+    with pytest.raises(RewardError, match="2 token rewards for 3 tokens"):
+        CombinedReward(parts)(["p", "q"], ["", ""], ids)
+    assert ids == [[4, 5, 2], [6, 2]]
+
+
+def test_bytes_that_are_no_text_part_words_as_decode_parts_them():
+    tokenizer = CharTokenizer.train(["red fox"])
+    stray = tokenizer.to_ids(["<0xFF>"])
+    ids = [*tokenizer.encode("re"), *stray, *tokenizer.encode("d")]
+    mention = MentionReward("red", tokenizer)
+    assert mention.first_mention(ids) is None
+    assert mention.first_mention([*stray, *tokenizer.encode("fox red")]) == 7
+    half = "é".encode()[:1]
+    assert text_so_far(b"re" + half) == "re"
+    assert text_so_far(b"re\xffd" + half) == tokenizer.decode(ids)
+
+
 def test_a_wrong_combination_is_refused():
     with pytest.raises(ValueError, match="parts is empty"):
         CombinedReward({})
     with pytest.raises(ValueError, match="parts\\['a'\\] has weight nan"):
         CombinedReward({"a": (LengthReward(1), math.nan)})
+    with pytest.raises(ValueError, match="name 'std'"):
+        CombinedReward({"std": (LengthReward(1), 1.0)})
+    for part in (LengthReward(1), (1.0, LengthReward(1)), (LengthReward(1),)):
+        with pytest.raises(ValueError, match=r"parts\['a'\]=.*give \(reward, weight\)"):
+            CombinedReward({"a": part})
     part = CombinedReward({"a": (returning([[1.0, math.nan]]), 1.0)})
     with pytest.raises(RewardError, match="'strange', completion 0 of prompt 'p'"):
         judge(part, ["p"], [""], [[4, 5]])

@@ -488,3 +488,52 @@ def test_wrong_arguments_are_named(model, options, name):
         generate(model, ids, mask, 3, **options)
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(model, ids, mask, 0)
+
+
+def test_what_does_not_fit_is_refused_where_it_is_given(model):
+    """Else ids would be read as a mask, padding continued, and rows left out."""
+    ids, mask = prompts()
+    out = torch.full((16, 3), 4)
+    ones = torch.ones_like(out)
+    right, right_mask = pad([[1], [1, 4]], side="right")
+    for wrong, message in (
+        ((ids, mask[:, :1]), r"prompt_ids has shape \(16, 5\), the mask \(16, 1\)"),
+        ((ids[:, :0], mask[:, :0]), r"prompt_ids has shape \(16, 0\)"),
+        ((ids[:0], mask[:0]), r"prompt_ids has shape \(0, 5\)"),
+        ((right, right_mask), "0 in the last column of row 0: pad prompts on the left"),
+        ((ids + 5, mask), "token 13, but the model knows 9 tokens"),
+    ):
+        rows = out[: len(wrong[0])], ones[: len(wrong[0])]
+        for read, more in (
+            (generate, (3,)), (beam_search, (3, 2)), (token_logprobs, rows),
+            (scoring.completion_logits, rows),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=message):
+                read(model, *wrong, *more)
+    for wrong, message in (
+        ((out, ones[:, :1]), r"completion_ids has shape \(16, 3\), the mask \(16, 1\)"),
+        ((out[:8], ones[:8]), "a prompt for each completion"),
+        ((out[:, :0], ones[:, :0]), "at least one token"),
+        ((out + 5, ones), "token 9, but the model knows 9 tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            token_logprobs(model, ids, mask, *wrong)
+    for temperature in (0.0, -1.0):
+        with pytest.raises(ValueError, match="temperature"):
+            token_logprobs(model, ids, mask, out, ones, temperature)
+
+
+@pytest.mark.parametrize("nothing", [math.nan, -math.inf])
+def test_nothing_is_drawn_where_nothing_can_be(nothing):
+    logits = torch.zeros(3, 5)
+    logits[1] = nothing
+    with pytest.raises(FloatingPointError, match="row 1: no token can be drawn"):
+        sample_next_token(logits, torch.full((3,), 0.5))
+
+
+def test_top_k_keeps_k_tokens_of_equally_likely_ones():
+    uniform = torch.linspace(0, 0.999, 9)
+    for k, expected in ((1, {1}), (2, {1, 3}), (3, {1, 3, 0})):
+        logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]).expand(9, 5)
+        ids, _ = sample_next_token(logits, uniform, top_k=k)
+        assert set(ids.tolist()) == expected

@@ -362,6 +362,40 @@ def test_wrong_settings_are_named(method, wrong):
         settings(method, **more)
 
 
+@pytest.mark.parametrize(
+    "field", ["learning_rate", "gamma", "kl_coef", "value_clip", "entropy_share"]
+)
+def test_a_number_in_quotes_is_named(field):
+    with pytest.raises(ValueError, match=f"{field}='3e-4'"):
+        PolicyConfig(**{field: "3e-4"})
+
+
+def test_what_training_cannot_use_is_named():
+    for wrong, message in (
+        ({"critic": policy()}, "critic is a Transformer.*with_value_head"),
+        ({"columns": {"device": ["cpu"]}}, "columns has 'device'"),
+        ({"columns": {"answer": ["a", "b"]}}, r"columns\['answer'\] has 2 entries"),
+    ):
+        config = settings("ppo", steps=1)
+        with pytest.raises(ValueError, match=message):
+            train_policy(policy(), [""], share_a, config, TOKENIZER, **wrong)
+    for prompts, options, message in (
+        ("ab", {}, "prompts='ab': give a list"), ([], {}, r"prompts=\[\]"),
+        (["a"], {"group_size": 0}, "group_size=0"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            collect(policy(), prompts, share_a, TOKENIZER, 3, **options)
+
+
+def test_rollouts_with_groups_of_two_sizes_are_not_joined():
+    parts = [collect(policy(), [""], share_a, TOKENIZER, 3, size, generator=seeded())
+             for size in (2, 4)]  # fmt: skip
+    with pytest.raises(ValueError, match=r"groups of \[2, 4\]"):
+        Rollout.join(parts)
+    with pytest.raises(ValueError, match="at least one"):
+        Rollout.join([])
+
+
 # --- several processes ----------------------------------------------------------------
 
 

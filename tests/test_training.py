@@ -26,6 +26,14 @@ def coin_texts(count, generator):
     return [[1, *row, 2] for row in coins]
 
 
+def new_gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=6, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    )
+
+
 def small_model(generator):
     shape = {"width": 16, "layers": 1, "heads": 2, "max_length": 16}
     return models.build("transformer", 6, generator, **shape)
@@ -160,6 +168,9 @@ def test_label_smoothing_by_hand(float64):
         ("label_smoothing", -0.1),
         ("checkpoint_every", -1),
         ("weight_decay", -0.1),
+        ("learning_rate", "3e-4"),
+        ("warmup", None),
+        ("eval_every", 2.5),
     ],
 )
 def test_a_wrong_configuration_names_the_field(field, value):
@@ -262,6 +273,26 @@ def test_muon_has_the_matrices_inside_and_steps_of_one_size():
     assert sizes.max() < 2 * sizes.min()
     with pytest.raises(ValueError, match="sgd"):
         FitConfig(optimizer="sgd")
+
+
+def test_muon_leaves_the_embeddings_of_other_libraries_alone():
+    model = models.from_hf(new_gpt2())
+    muon, adamw = make_optimizer("muon", model, 1e-2, 0.0).parts
+    inside = {id(p) for group in muon.param_groups for p in group["params"]}
+    embeddings = [
+        m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)
+    ]
+    assert len(embeddings) == 2
+    assert not inside & {id(weight) for weight in embeddings}
+
+
+def test_nothing_to_measure_is_said(float64):
+    model = small_model(float64)
+    with pytest.raises(ValueError, match="no texts"):
+        evaluate(model, [])
+    for texts in ([[1]], [[], [1, 2]]):
+        with pytest.raises(ValueError, match="at least one that goes on"):
+            cross_entropy(model, texts)
 
 
 def test_a_run_with_muon_goes_on_bit_for_bit(tmp_path):

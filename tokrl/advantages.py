@@ -20,7 +20,7 @@ def returns_to_go(
     """
     require_shape(completion_mask, token_rewards=token_rewards)
     mask = completion_mask.bool()
-    rewards = zero_masked(token_rewards, mask)
+    rewards = _real(zero_masked(token_rewards, mask))
     returns = torch.zeros_like(rewards)
     ahead = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -55,9 +55,10 @@ def compute_gae(
     """
     require_shape(completion_mask, token_rewards=token_rewards, values=values)
     mask = completion_mask.bool()
-    rewards, values = zero_masked(token_rewards, mask), zero_masked(values, mask)
-    advantages = torch.zeros_like(rewards)
-    ahead = next_value = torch.zeros_like(rewards[:, 0])
+    rewards = _real(zero_masked(token_rewards, mask))
+    values = _real(zero_masked(values, mask))
+    advantages = torch.zeros_like(rewards + values)
+    ahead = next_value = torch.zeros_like(advantages[:, 0])
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         ahead = torch.where(mask[:, t], delta + gamma * gae_lambda * ahead, ahead)
@@ -90,10 +91,17 @@ def leave_one_out(values: Tensor, group_size: int) -> Tensor:
     token's against those of the others at its place. Source: Kool et al. 2019.
     Raises ValueError unless groups have at least 2 rows and divide B.
     """
-    groups, equal = in_groups(values, group_size)
+    groups, equal = in_groups(_real(values), group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
     # Rounding must not turn equal values into a signal, which Adam would magnify.
     return torch.where(equal, groups, others).reshape(values.shape)
+
+
+def _real(values: Tensor) -> Tensor:
+    """Whole numbers and truth values in torch's default type: a mean is neither."""
+    if values.is_floating_point():
+        return values
+    return values.to(torch.get_default_dtype())
 
 
 def leave_one_out_advantages(
@@ -103,7 +111,10 @@ def leave_one_out_advantages(
 
     rewards (B,), completion_mask (B, T); 0 where masked.
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
+    Raises ValueError for rewards of another shape, or as `leave_one_out` does.
     """
+    _require_rows(rewards, completion_mask)
+    rewards = _real(rewards)
     return on_tokens(rewards - leave_one_out(rewards, group_size), completion_mask)
 
 
@@ -121,12 +132,13 @@ def group_advantages(
            batch  divided by the standard deviation of the whole batch + 1e-4
     Standard deviations are with Bessel's correction. Where all outcomes of a group
     are equal there is no signal, and the advantages are exactly 0.
-    Raises ValueError for another scale, or unless groups have at least 2 rows and
-    divide B.
+    Raises ValueError for another scale, rewards of another shape, or unless groups
+    have at least 2 rows and divide B.
     """
+    _require_rows(rewards, completion_mask)
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: give one of {', '.join(SCALES)}")
-    groups, equal = in_groups(rewards, group_size)
+    groups, equal = in_groups(rewards := _real(rewards), group_size)
     centred = torch.where(equal, 0.0, groups - groups.mean(1, keepdim=True))
     if scale == "std":
         centred = centred / (groups.std(1, keepdim=True) + 1e-4)
@@ -136,5 +148,19 @@ def group_advantages(
 
 
 def on_tokens(advantages: Tensor, completion_mask: Tensor) -> Tensor:
-    """One number per row (B,) on each token (B, T) of the row; 0 where masked."""
+    """One number per row (B,) on each token (B, T) of the row; 0 where masked.
+
+    Raises ValueError for numbers of another shape.
+    """
+    _require_rows(advantages, completion_mask)
     return advantages[:, None] * completion_mask.to(advantages.dtype)
+
+
+def _require_rows(values: Tensor, completion_mask: Tensor) -> None:
+    """ValueError unless there is one number for each row of the mask."""
+    if values.shape != completion_mask.shape[:1]:
+        raise ValueError(
+            f"numbers of shape {tuple(values.shape)} for a mask of shape "
+            f"{tuple(completion_mask.shape)}: give one for each of its rows, such as "
+            "the sum of its token rewards"
+        )

@@ -77,7 +77,15 @@ class Rollout:
 
     @staticmethod
     def join(parts: Sequence["Rollout"]) -> "Rollout":
-        """Rollouts with groups of one size as one, padded with 0 to the longest."""
+        """Rollouts with groups of one size as one, padded with 0 to the longest.
+
+        Raises ValueError for none, or groups of several sizes.
+        """
+        sizes = sorted({part.group_size for part in parts})
+        if len(sizes) != 1:
+            raise ValueError(
+                f"rollouts with groups of {sizes}: give at least one, all of one size"
+            )
         prompt = max(part.prompt_ids.shape[1] for part in parts)
         completion = max(part.completion_ids.shape[1] for part in parts)
         columns: dict[str, list[Tensor]] = {}

@@ -1,6 +1,7 @@
 """Rows of different lengths in one rectangle: padding, masks, masked averages."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,35 @@ def require_shape(mask: Tensor, **matrices: Tensor) -> None:
                 f"{name} has shape {tuple(matrix.shape)}, the mask "
                 f"{tuple(mask.shape)}: they must be equal"
             )
+
+
+def require_prompts(ids: Tensor, mask: Tensor) -> None:
+    """Raise ValueError unless these are prompts (B, S), padded on the left.
+
+    What follows the last column continues it: padding there would be continued.
+    """
+    if ids.dim() != 2 or not ids.numel():
+        raise ValueError(
+            f"prompt_ids has shape {tuple(ids.shape)}: give (B, S), at least one row "
+            "with at least one token, such as <bos>"
+        )
+    require_shape(mask, prompt_ids=ids)
+    ended = mask[:, -1] == 0
+    if ended.any():
+        raise ValueError(
+            f"prompt_mask is 0 in the last column of row {int(ended.nonzero()[0])}: "
+            "pad prompts on the left, `pad(rows, side='left')`"
+        )
+
+
+def require_known(ids: Tensor, model: Any) -> None:
+    """Raise ValueError if a token is beyond a model's vocabulary, if it has one."""
+    size = getattr(model, "vocab_size", None)
+    if size is not None and ids.numel() and (largest := int(ids.max())) >= size:
+        raise ValueError(
+            f"token {largest}, but the model knows {size} tokens, from 0: it was made "
+            "for another tokenizer"
+        )
 
 
 def zero_masked(values: Tensor, mask: Tensor) -> Tensor:

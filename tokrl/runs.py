@@ -135,6 +135,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)  # what it is, is told only to who sets it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # as any new file: temporary ones are private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -167,10 +170,10 @@ def save_checkpoint(path: str | os.PathLike, state: Any) -> None:
     """Write all that a run needs to go on, as one file, atomically.
 
     state  dicts, lists, numbers, strings, None and tensors, nested as you like;
-           tuples come back as lists. Keys may be strings or numbers.
+           tuples come back as lists. Keys may be strings, numbers or None.
     The file is safetensors: the tensors, and the rest as JSON in its header, with a
     checksum over both. Nothing in it can run code.
-    Raises TypeError for anything else in the state.
+    Raises TypeError for anything else in the state, before the old file is touched.
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_take_tensors(state, tensors))
@@ -227,8 +230,12 @@ def _take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = copied
         return {_TENSOR: name}
     if isinstance(value, Mapping):
+        for key in value:
+            if key is not None and not isinstance(key, (str, int, float)):
+                raise TypeError(f"the key {key!r}: give strings, numbers or None")
         pairs = [(key, _take_tensors(v, tensors)) for key, v in value.items()]
-        if all(isinstance(key, str) for key, _ in pairs):
+        plain = all(isinstance(key, str) for key, _ in pairs)
+        if plain and set(value) not in ({_TENSOR}, {_PAIRS}):
             return dict(pairs)
         return {_PAIRS: pairs}
     if isinstance(value, (list, tuple)):
@@ -314,8 +321,8 @@ class Run:
     folder  None stores nothing
     config  the trainer's settings, JSON values under their names
     data    the same for what the run learns from, such as fingerprints
-    resume  go on from the checkpoint, with the log cut back to it; from the start if
-            the folder has none
+    resume  go on from the checkpoint, with the log cut back to it; from the start, with
+            the same settings, if the folder has none
     free    settings that may change when a run goes on
     Raises ValueError if the folder holds a run that is not to be resumed, if the run
     was made with other settings or data (named), or if its checkpoint is not whole.
@@ -342,7 +349,12 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.safetensors"
         if resume and self.checkpoint.exists():
             self._state = load_checkpoint(self.checkpoint)
-            self._check_same(self._state["about"])
+            self._check_same(self._state["about"], self.checkpoint)
+        elif resume and settings.exists():
+            made = read_json(settings, "record of a run's settings")
+            made = {**made["config"], **made["data"]}
+            free_of = {name: made[name] for name in made if name not in free}
+            self._check_same(free_of, settings)
         elif not resume and any(p.exists() for p in (log, settings, self.checkpoint)):
             raise ValueError(
                 f"{self.folder} holds a run already: give resume=True to go on with "
@@ -414,14 +426,14 @@ class Run:
         }
         save_checkpoint(self.checkpoint, state)
 
-    def _check_same(self, saved: Mapping[str, Any]) -> None:
+    def _check_same(self, saved: Mapping[str, Any], where: Path) -> None:
         # As JSON gives them back: a tuple is a list.
         given = json.loads(json.dumps(self._about))
         for name in [*given, *(name for name in saved if name not in given)]:
             old, new = saved.get(name), given.get(name)
             if old != new:
                 raise ValueError(
-                    f"{self.checkpoint} was made with {name}={old!r}, this run has "
+                    f"{where} was made with {name}={old!r}, this run has "
                     f"{name}={new!r}: resume with what the run was started with, or "
                     "start another one in another folder"
                 )

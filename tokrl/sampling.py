@@ -5,8 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tokrl.masking import require_known, require_prompts
 
-def _check(temperature: float, top_k: int, top_p: float) -> None:
+
+def check_choice(temperature: float, top_k: int = 0, top_p: float = 1.0) -> None:
+    """ValueError for what no token can be drawn with; see `sample_next_token`."""
     if not temperature > 0:
         raise ValueError(
             f"temperature={temperature!r}: give a number above 0; for the likeliest "
@@ -23,11 +26,15 @@ def keep_likeliest(probs: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Probabilities (..., V) as they are where tokens are kept, and 0 elsewhere.
 
     top_k, top_p  see `sample_next_token`; of what top_k keeps, top_p keeps its share.
+                  Of equally likely tokens those with the lower ids are kept.
     Sources: Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p).
     """
     if 0 < top_k < probs.shape[-1]:
         least = probs.topk(top_k, -1).values[..., -1:]
-        probs = torch.where(probs >= least, probs, 0.0)
+        more, equal = probs > least, probs == least
+        room = top_k - more.sum(-1, keepdim=True)
+        kept = more | (equal & (equal.cumsum(-1) <= room))
+        probs = torch.where(kept, probs, 0.0)
     if top_p < 1:
         ranked, order = probs.sort(dim=-1, descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked
@@ -54,12 +61,20 @@ def sample_next_token(
     Returns ids (B,) and their logprobs (B,), nats, under softmax(logits /
     temperature): what was kept does not change them, so they equal those of
     `tokrl.scoring.token_logprobs` at the same temperature.
+    Raises ValueError for another temperature, top_k or top_p, FloatingPointError that
+    names a row whose logits are NaN, or all minus infinity.
     """
-    _check(temperature, top_k, top_p)
+    check_choice(temperature, top_k, top_p)
     whole = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     probs = keep_likeliest(whole, top_k, top_p)
     cumulative = probs.double().cumsum(-1)
-    target = uniform.double()[:, None] * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    if not (total > 0).all():
+        row = int((~(total > 0)).nonzero()[0, 0])
+        raise FloatingPointError(
+            f"row {row}: no token can be drawn, its logits are NaN or minus infinity"
+        )
+    target = uniform.double()[:, None] * total
     ids = torch.searchsorted(cumulative, target, right=True)
     ids = ids.clamp(max=logits.shape[-1] - 1)
     return ids[:, 0], whole.gather(-1, ids)[:, 0].log()
@@ -72,7 +87,9 @@ def distinct_prompts(
 
     prompt_ids, prompt_mask  (B, S)
     Returns ids and mask (P, S), and for each of the B rows the number of its prompt.
+    Raises ValueError for shapes that differ, no tokens, or padding on the right.
     """
+    require_prompts(prompt_ids, prompt_mask)
     rows = torch.cat([prompt_ids, prompt_mask], -1)
     rows, of = rows.unique(dim=0, return_inverse=True)
     ids, mask = rows.tensor_split(2, -1)
@@ -102,8 +119,11 @@ def generate(
     Returns completion_ids (B, T), completion_mask (B, T), 1 up to and including the
     first end token, and logprobs (B, T), nats, 0 where masked; T is the longest
     completion.
+    Raises ValueError for a number of tokens below 1, prompts of another layout, tokens
+    that the model does not know, and as `sample_next_token` does.
     """
-    _check(temperature, top_k, top_p)
+    require_known(prompt_ids, model)
+    check_choice(temperature, top_k, top_p)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}: give at least 1")
     with torch.inference_mode():
@@ -199,8 +219,11 @@ def beam_search(
     eos_id                   the token that ends a row; None: no row ends early
     Returns completion_ids (B, T), completion_mask (B, T) and logprobs (B, T), nats, as
     `generate` does; the sum of a row's logprobs is what was to be high.
-    Raises ValueError for a width or a number of tokens below 1.
+    Raises ValueError for a width or a number of tokens below 1, prompts of another
+    layout, or tokens that the model does not know.
     """
+    require_prompts(prompt_ids, prompt_mask)
+    require_known(prompt_ids, model)
     for name, value in (("max_new_tokens", max_new_tokens), ("width", width)):
         if value < 1:
             raise ValueError(f"{name}={value!r}: give at least 1")

@@ -11,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokrl.masking import zero_masked
+from tokrl.masking import (
+    require_known,
+    require_prompts,
+    require_shape,
+    zero_masked,
+)
 from tokrl.models import LanguageModel, ValueModel
-from tokrl.sampling import distinct_prompts
+from tokrl.sampling import check_choice, distinct_prompts
 
 # Completions are scored so many rows together, and so many columns more at a time:
 # sizes come again, and matrix libraries prepare themselves for each new one.
@@ -35,8 +40,9 @@ def completion_logits(
     """The logits (B, T, V) from which each completion token was to be chosen.
 
     prompt_ids, prompt_mask (B, S) left-padded; completion_ids, completion_mask
-    (B, T) right-padded.
+    (B, T) right-padded. Raises ValueError as `token_logprobs` does.
     """
+    _check(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
     ids = torch.cat([prompt_ids, completion_ids], -1)
     # No token reads what follows it: only padding on the left matters.
     mask = torch.cat([prompt_mask, torch.ones_like(completion_mask)], -1)
@@ -56,8 +62,9 @@ def token_logprobs(
 
     They are taken under softmax(logits / temperature): give the temperature at
     which the tokens were sampled. Gradients flow to the model.
+    Raises ValueError for a temperature that is not above 0, shapes that do not fit,
+    prompts padded on the right, or tokens that the model does not know.
     """
-
     logprobs, _ = token_logprobs_and_entropy(
         model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature
     )
@@ -79,7 +86,9 @@ def token_logprobs_and_entropy(
                   another (B, T, V) in memory
     Returns two matrices (B, T), nats, 0 where masked. The entropy is that of all that
     could have been chosen, under softmax(logits / temperature).
+    Raises ValueError as `token_logprobs` does.
     """
+    check_choice(temperature)
 
     def read(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         scaled = logits if temperature == 1 else logits / temperature
@@ -105,6 +114,7 @@ def token_values(
     """V(s_t) (B, T) of the states before the completion tokens; 0 where masked.
 
     In units of the reward. Gradients flow to the critic.
+    Raises ValueError as `token_logprobs` does.
     """
     (values,) = _read_completions(
         lambda values, _: (values,), critic, critic.values, critic.value_head,
@@ -134,6 +144,26 @@ def token_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     possible = logprobs > -math.inf
     ratio = torch.where(possible, logprobs - ref_logprobs, 0.0)
     return (logprobs.exp() * ratio).sum(-1)
+
+
+def _check(
+    model: LanguageModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+) -> None:
+    """ValueError for what cannot be scored."""
+    require_prompts(prompt_ids, prompt_mask)
+    require_shape(completion_mask, completion_ids=completion_ids)
+    if len(prompt_ids) != len(completion_ids) or not completion_ids.numel():
+        raise ValueError(
+            f"prompts of shape {tuple(prompt_ids.shape)}, completions of shape "
+            f"{tuple(completion_ids.shape)}: give (B, S) and (B, T), a prompt for each "
+            "completion, and at least one token"
+        )
+    for ids in (prompt_ids, completion_ids):
+        require_known(ids, model)
 
 
 def _logits_of(model: LanguageModel) -> Callable[..., Tensor]:
@@ -195,6 +225,7 @@ def _read_completions(
     completions with others of like length, so that little of it is padding; or, where
     lengths differ so much that this would take many passes, side by side in one row.
     """
+    _check(model, prompt_ids, prompt_mask, completion_ids, completion_mask)
     size = completion_ids.shape[1]
     place = torch.arange(1, size + 1, device=completion_mask.device)
     lengths = (completion_mask * place).amax(-1)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tokrl.masking import masked_sum
+from tokrl.masking import masked_sum, require_shape
 
 MODES = ("token_mean", "sequence_mean", "constant")
 
@@ -45,7 +45,8 @@ def aggregate(
 ) -> Tensor:
     """Add up a (B, T) matrix under its mask: the sum of its terms times their weights.
 
-    mode, max_length, errors: see `token_weights`.
+    mode, max_length, errors: see `token_weights`; ValueError for shapes that differ.
     """
+    require_shape(mask, matrix=matrix)
     weights = token_weights(mask.to(matrix.dtype), mode, max_length)
     return masked_sum(matrix * weights, mask)

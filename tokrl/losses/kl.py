@@ -21,8 +21,13 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k1") -> Ten
     the gradient of KL(pi, pi_ref); for k3, the gradient of KL(pi_ref, pi).
     All three leave out that earlier tokens lead to states where the policies
     differ more: k1 in the reward, summed by reward-to-go, has it all.
-    Raises ValueError for another kind.
+    Raises ValueError for another kind, or shapes that differ.
     """
+    if logprobs.shape != ref_logprobs.shape:
+        raise ValueError(
+            f"logprobs has shape {tuple(logprobs.shape)}, ref_logprobs "
+            f"{tuple(ref_logprobs.shape)}: they must be equal"
+        )
     log_r = ref_logprobs - logprobs
     if kind == "k1":
         return -log_r

@@ -87,6 +87,7 @@ def policy_loss(
         high = (ratio > 1 + clip_high) & (advantages > 0)
     if weights is None:
         weights = token_weights(mask.to(gain.dtype), aggregate, max_length)
+    require_shape(mask, weights=weights)
     loss = -masked_sum(gain * weights, mask)
 
     def mean(matrix: Tensor) -> float:

@@ -43,10 +43,10 @@ def judge(
     name = getattr(reward, "__name__", type(reward).__name__)
     count = len(completion_ids)
     try:
-        returned = reward(
-            prompts=prompts,
-            completions=completions,
-            completion_ids=completion_ids,
+        returned = reward(  # copies: it may change them, they are read again
+            prompts=list(prompts),
+            completions=list(completions),
+            completion_ids=[list(ids) for ids in completion_ids],
             **columns,
         )
         listable = isinstance(returned, Iterable) and not isinstance(

@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 
 from tokrl.rewards.calling import Reward, judge, on_tokens
+
+# What training records of a whole reward, under reward/.
+TAKEN = ("mean", "std", "frac_zero_std")
 
 
 class CombinedReward:
     """Token reward: a weighted sum of rewards, of tokens and of sequences alike.
 
-    parts  {name: (reward, weight)}
+    parts  {name: (reward, weight)}; the names mean, std and frac_zero_std are taken
 
     The first part that ends an episode (None) ends it for all: what others give to
     later tokens is lost. A sequence reward is paid on the last token that is left, so
@@ -17,8 +21,9 @@ class CombinedReward:
 
     After each call `metrics` holds {"reward/<name>": mean over the completions of what
     the part paid, unweighted}.
-    Raises ValueError for no parts or a weight that is not finite; when called, a
-    RewardError that names the part's reward, as `judge` does.
+    Raises ValueError for no parts, parts that are no such pairs, a name that is taken
+    or a weight that is not finite; when called, a RewardError that names the part's
+    reward, as `judge` does.
     """
 
     __name__ = "combined"
@@ -26,7 +31,16 @@ class CombinedReward:
     def __init__(self, parts: Mapping[str, tuple[Reward, float]]):
         if not parts:
             raise ValueError("parts is empty: give at least one reward")
-        for name, (_, weight) in parts.items():
+        for name, part in dict(parts).items():
+            if name in TAKEN:
+                raise ValueError(
+                    f"parts has the name {name!r}: reward/{name} is that of the whole, "
+                    "give another"
+                )
+            pair = isinstance(part, (tuple, list)) and len(part) == 2
+            if not pair or not callable(part[0]) or not isinstance(part[1], Real):
+                raise ValueError(f"parts[{name!r}]={part!r}: give (reward, weight)")
+            weight = part[1]
             if not math.isfinite(weight):
                 raise ValueError(f"parts[{name!r}] has weight {weight!r}: not finite")
         self.parts = dict(parts)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokrl.masking import masked_mean, pad
 from tokrl.models.value import ValueHead
 from tokrl.rewards.examples import special_ends
-from tokrl.rewards.pieces import token_bytes
+from tokrl.rewards.pieces import text_so_far, token_bytes
 from tokrl.runs import atomic_path
 from tokrl.tokenizers import Tokenizer
 
@@ -152,7 +152,7 @@ class LearnedReward:
         texts = list(accumulate(pieces, initial=b""))[len(before) :]
         ended = accumulate((i == self.tokenizer.eos_id for i in ids), initial=False)
         return [
-            (text.decode(errors="ignore"), bool(over))
+            (text_so_far(text), bool(over))
             for text, over in zip(texts, ended, strict=True)
         ]
 

@@ -1,5 +1,6 @@
 """What each token writes: the bridge between tokens and text."""
 
+import codecs
 from collections.abc import Sequence
 
 from tokrl.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
@@ -31,3 +32,11 @@ def token_bytes(tokenizer: Tokenizer, ids: Sequence[int]) -> list[bytes]:
             pieces.append(tokenizer.decode([*last, i])[start:].encode())
             last = [i]
     return pieces
+
+
+def text_so_far(data: bytes) -> str:
+    """The text of bytes that more may follow: a character only begun is left out.
+
+    What is no UTF-8 is a replacement character, as `decode` has it.
+    """
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(data)

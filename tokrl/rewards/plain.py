@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tokrl.rewards.pieces import token_bytes
+from tokrl.rewards.pieces import text_so_far, token_bytes
 from tokrl.tokenizers import Tokenizer, split_text
 
 
@@ -75,7 +75,7 @@ class MentionReward:
         text = b""
         for t, piece in enumerate(token_bytes(self.tokenizer, ids)):
             text += piece
-            words = split_text(text.decode(errors="ignore"))
+            words = split_text(text_so_far(text))
             for start in range(len(words) - len(wanted) + 1):
                 if words[start : start + len(wanted)] == wanted:
                     return t

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -63,16 +64,19 @@ class FitConfig:
             )
         for name in ("learning_rate", "clip_grad"):
             value = getattr(self, name)
-            if not value > 0:
+            if not isinstance(value, Real) or not value > 0:
                 raise ValueError(f"{name}={value!r}: give a number above 0")
         for name in ("warmup", "label_smoothing"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not isinstance(value, Real) or not 0 <= value < 1:
                 raise ValueError(f"{name}={value!r}: give a number from 0 to below 1")
-        for name in ("weight_decay", "eval_every", "checkpoint_every"):
+        for name in ("eval_every", "checkpoint_every"):
             value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name}={value!r}: give a number of at least 0")
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name}={value!r}: give a whole number of at least 0")
+        decay = self.weight_decay
+        if not isinstance(decay, Real) or not decay >= 0:
+            raise ValueError(f"weight_decay={decay!r}: give a number of at least 0")
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step`, counted from 0."""
@@ -91,8 +95,14 @@ def cross_entropy(
     texts            id lists that start with `<bos>` and end with `<eos>`
     label_smoothing  share of a target that all V tokens get alike, so that the model
                      is never taught certainty: Szegedy et al. 2016, section 7
+    Raises ValueError if there is no token to predict, or a text without any.
     """
     total = sum(len(text) - 1 for text in texts)
+    if total < 1 or not all(len(text) for text in texts):
+        raise ValueError(
+            f"texts of {[len(text) for text in texts[:9]]} tokens: give at least one "
+            "that goes on after its first token, and none that is empty"
+        )
     parts = _alike(texts) if getattr(model, "reads_at_once", False) else [texts]
     return sum(_surprise(model, part, label_smoothing) for part in parts) / total
 
@@ -133,7 +143,12 @@ def evaluate(
     batch_size: int = 256,
     loss: Loss = cross_entropy,
 ) -> float:
-    """Cross-entropy of a model on texts, nats per token; or another mean `loss`."""
+    """Cross-entropy of a model on texts, nats per token; or another mean `loss`.
+
+    Raises ValueError for no texts.
+    """
+    if not len(texts):
+        raise ValueError("no texts to evaluate on: give at least one list of ids")
     total = count = 0.0
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]

@@ -50,8 +50,11 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer={name!r}: give one of {', '.join(OPTIMIZERS)}")
     inside, others = [], []
-    for path, parameter in model.named_parameters():
-        matrix = parameter.dim() == 2 and "embedding" not in path
+    embeddings = {
+        id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)
+    }
+    for parameter in model.parameters():
+        matrix = parameter.dim() == 2 and id(parameter) not in embeddings
         (inside if matrix and name == "muon" else others).append(parameter)
     adamw = torch.optim.AdamW(
         others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay,

@@ -15,6 +15,7 @@ from tokrl.losses import kl_estimate, policy_loss, value_loss
 from tokrl.masking import masked_mean, masked_sum
 from tokrl.models import ValueModel, with_value_head
 from tokrl.rewards import Reward
+from tokrl.rollout import check_prompts
 from tokrl.runs import History, Run, fingerprint, interrupt_between_steps, progress
 from tokrl.scoring import token_logprobs_and_entropy, token_values
 from tokrl.tokenizers import Tokenizer
@@ -58,7 +59,8 @@ def train_policy(
                `tokrl.runs.Run`; None keeps nothing. Ctrl-C then waits for the end of
                a step and saves.
     resume     go on from the folder's checkpoint, if there is one, as if the run had
-               never stopped; give the same untrained model, prompts and generator
+               never stopped; give the same untrained model, prompts, columns, reward
+               and generator. Model, prompts and settings are compared
     Returns a History with, for each step, means over its completions before the
     update: `reward/mean` (per completion, what the reward gave), `reward/std`,
     `reward/frac_zero_std` (groups without signal), what else the reward measured in
@@ -71,12 +73,13 @@ def train_policy(
     `time/collect`, `time/update`.
     With several processes (`tokrl.processes.join`) each draws its part of the prompts,
     and the update is that of one process with all of them; process 0 keeps the files.
-    Raises ValueError for no prompts, a reward that returns nonsense (named), or a
-    folder that does not fit; FloatingPointError where a loss or a gradient is not
-    finite, which the weights and the last checkpoint do not take in.
+    Raises ValueError for no prompts, a critic without a value head, a reward that
+    returns nonsense (named), or a folder that does not fit; FloatingPointError where a
+    loss or a gradient is not finite, which the weights and the last checkpoint do not
+    take in.
     """
     columns = dict(columns or {})
-    _check_prompts(prompts, columns, config)
+    _check(prompts, columns, config, critic)
     if config.advantage != "gae":
         critic = None
     elif critic is None:
@@ -250,17 +253,18 @@ class Learner(nn.Module):
         return loss, metrics
 
 
-def _check_prompts(
-    prompts: Sequence[str], columns: Mapping[str, Sequence[Any]], config: PolicyConfig
+def _check(
+    prompts: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    config: PolicyConfig,
+    critic: Any,
 ) -> None:
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"prompts={prompts!r}: give a list of texts; [''] for none")
-    for name, column in columns.items():
-        if len(column) != len(prompts):
-            raise ValueError(
-                f"columns[{name!r}] has {len(column)} entries for {len(prompts)} "
-                "prompts: give one for each"
-            )
+    check_prompts(prompts, columns)
+    if critic is not None and not isinstance(critic, ValueModel):
+        raise ValueError(
+            f"critic is a {type(critic).__name__}: give a model with a value head, "
+            "`tokrl.models.with_value_head(model)`, or None"
+        )
     if config.prompts_per_step % processes.count():
         raise ValueError(
             f"prompts_per_step={config.prompts_per_step} with {processes.count()} "

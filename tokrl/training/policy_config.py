@@ -1,6 +1,7 @@
 """What distinguishes one policy-optimisation method from another: settings."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from tokrl.advantages import SCALES
@@ -108,24 +109,24 @@ class PolicyConfig:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 0")
         for name in ("learning_rate", "temperature", "clip_grad"):
             value = getattr(self, name)
-            if not value > 0:
+            if not isinstance(value, Real) or not value > 0:
                 raise ValueError(f"{name}={value!r}: give a number above 0")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if not isinstance(value, Real) or not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r}: give a number from 0 to 1")
         for name in ("kl_coef", "entropy_coef", "value_coef", "clip_low", "clip_high"):
             value = getattr(self, name)
-            if not value >= 0:
+            if not isinstance(value, Real) or not value >= 0:
                 raise ValueError(f"{name}={value!r}: give a number of at least 0")
-        if not 0 < self.entropy_share <= 1:
+        share = self.entropy_share
+        if not isinstance(share, Real) or not 0 < share <= 1:
             raise ValueError(
-                f"entropy_share={self.entropy_share!r}: above 0, at most 1"
+                f"entropy_share={share!r}: give a number above 0, and at most 1"
             )
-        if self.value_clip is not None and not self.value_clip > 0:
-            raise ValueError(
-                f"value_clip={self.value_clip!r}: give a number above 0, or None"
-            )
+        clip = self.value_clip
+        if clip is not None and (not isinstance(clip, Real) or not clip > 0):
+            raise ValueError(f"value_clip={clip!r}: give a number above 0, or None")
         for name, allowed in (
             ("advantage", ADVANTAGES), ("scale", SCALES), ("kind", KINDS),
             ("aggregate", MODES), ("kl_in", PLACES), ("kl_kind", KL_KINDS),
