@@ -14,7 +14,7 @@ export MALLOC_MMAP_THRESHOLD_ := 1000000000
 PYTEST  := $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 # Seconds for a cell: enough for a machine several times slower than ours.
 NBVAL   := --nbval book/ --nbval-current-env --nbval-cell-timeout 900
-# The same sums on plain vector code and two threads: stored numbers must survive it.
+# The same sums on plain vector code: stored numbers must survive it.
 OTHER_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \
              ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=2
 

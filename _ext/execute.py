@@ -30,6 +30,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 def find_notebooks(path):
     if path.is_file():
+        if path.suffix != ".ipynb":
+            sys.exit(f"{path} is no notebook: name a folder or a .ipynb file")
         return [path]
     found = sorted(path.rglob("*.ipynb"))
     return [p for p in found if ".ipynb_checkpoints" not in p.parts]
@@ -101,7 +103,7 @@ def main(arguments=None):
         start = time.perf_counter()
         try:
             state = "changed" if execute(path, options.timeout) else "same"
-        except (RuntimeError, TimeoutError) as error:
+        except (RuntimeError, TimeoutError, ValueError) as error:
             failed += 1
             state = f"FAILED, left as it was\n{error}"
         print(f"{time.perf_counter() - start:7.1f} s  {path}  {state}", flush=True)

@@ -181,3 +181,16 @@ def test_help_does_not_wait_for_torch():
     code = "import sys, tokrl.__main__ as m; m.parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_ctrl_c_and_a_closed_input_show_no_traceback(capsys, monkeypatch):
+    def pressed(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokrl.__main__.load", pressed)
+    assert run(capsys, "generate") == (130, [], "")
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = run(capsys, "translate", "-", "--to", "zh")
+    assert code == 2
+    assert err == "tokrl: standard input is closed: give the text itself\n"

@@ -478,7 +478,8 @@ def test_kl_is_cross_entropy_less_entropy_and_its_gradient_is_right():
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"temperature": 0.0}, "temperature"), ({"top_k": -1}, "top_k"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 1e-39}, "temperature"), ({"top_k": -1}, "top_k"),
         ({"top_p": 0.0}, "top_p"), ({"top_p": 1.5}, "top_p"),
     ],
 )  # fmt: skip
@@ -537,3 +538,9 @@ def test_top_k_keeps_k_tokens_of_equally_likely_ones():
         logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]).expand(9, 5)
         ids, _ = sample_next_token(logits, uniform, top_k=k)
         assert set(ids.tolist()) == expected
+
+
+def test_a_tiny_top_p_keeps_the_likeliest_token():
+    ids, _ = sample_next_token(torch.tensor([[0.0, 3.0, 1.0]]), torch.ones(1) * 0.9,
+                               top_p=1e-46)  # fmt: skip
+    assert ids.tolist() == [1]

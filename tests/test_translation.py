@@ -13,7 +13,7 @@ from tokrl import metrics, models, pretrained
 from tokrl.apps import translation as tr
 from tokrl.models import LanguageModel
 from tokrl.pretrained import make_translator
-from tokrl.pretrained.folder import replacing
+from tokrl.pretrained.folder import replacing, require_replaceable
 from tokrl.rewards import PotentialShaping, judge
 from tokrl.tokenizers import SPECIAL_TOKENS, Tokenizer
 from tokrl.training import FitConfig
@@ -501,6 +501,11 @@ def test_texts_are_translated_sentence_by_sentence(shipped):
         ("Anna is in the park.", "fr", "language 'fr': give one of en, zh"),
         ("安娜在公园。", "zh", "is for English text, and .* has Chinese in it"),
         ("Anna is in the park.", "en", "is for Chinese text, and .* has English in it"),
+        ("Anna takes the 球。", "en", "has English in it, 'A'"),
+        ("Anna takes the 球.", "zh", "has Chinese in it, '球'"),
+        ("Anna goes to the park。", "zh", "has Chinese in it, '。'"),
+        ("安娜 <en>", "en", "has English in it"),
+        ("，。", "en", "give at least one word"),
         ("Anna" + " and Tom" * 20 + " go.", "zh", "a sentence of 43 tokens"),
     ],
 )
@@ -513,7 +518,7 @@ def test_translations_hold_no_special_token(shipped, world):
     model = models.build("transformer", len(shipped[1]), seeded(), width=16, layers=1,
                          heads=1, max_length=64)  # fmt: skip
     text = tr.translate_text(model, shipped[1], "Anna is in the park.", "zh")
-    assert not any(token in text for token in SPECIAL_TOKENS)
+    assert not any(token in text for token in (*SPECIAL_TOKENS, "<en>", "<zh>"))
 
 
 # --- which word looks where -----------------------------------------------------------
@@ -572,11 +577,27 @@ def test_making_a_translator_writes_all_of_it(tmp_path):
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
     with replacing(folder) as made:
-        (made / "a").write_text("old")
+        (made / "a.safetensors").write_text("old")
     with pytest.raises(FileNotFoundError), replacing(folder) as made:
         (made / "missing" / "a").write_text("new")
-    assert (folder / "a").read_text() == "old"
+    assert (folder / "a.safetensors").read_text() == "old"
     with replacing(folder) as made:
         (made / "b").write_text("new")
     assert [file.name for file in folder.iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_only_a_model_is_replaced(tmp_path, monkeypatch):
+    """What is in the way is named before anything is trained."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "thesis.txt").write_text("years")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("texts")
+    for folder in ("texts", "file", "link", ".", "..", str(tmp_path)):
+        with pytest.raises(ValueError, match="name"), replacing(Path(folder)):
+            pass
+    assert (tmp_path / "texts" / "thesis.txt").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    require_replaceable(Path("empty"))
+    require_replaceable(Path("new/model"))

@@ -30,6 +30,8 @@ def read(text: str) -> str:
     """What the user gave: the text itself, or all of standard input for "-"."""
     if text != "-":
         return text
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: give the text itself")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -177,17 +179,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Chinese comes out whatever the terminal says of its encoding.
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
+            # Some editors begin a file with a mark, which is not text.
+            mark = "-sig" if stream is sys.stdin else ""
+            stream.reconfigure(encoding=f"utf-8{mark}")
     if arguments is None:  # the bytes are UTF-8, even if the locale is C
         arguments = [os.fsencode(a).decode("utf-8", "replace") for a in sys.argv[1:]]
     options = parser().parse_args(arguments)
     try:
         for line in options.run(options):
-            print(line)
-        sys.stdout.flush()
+            print(line, flush=True)
     except BrokenPipeError:  # whoever read has had enough
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        return 130  # as shells have it
     except (ValueError, OSError) as error:
         print(f"tokrl: {error}", file=sys.stderr)
         return 2

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from tokrl.masking import require_known, require_prompts
 
+COLDEST = 1e-6  # logits over less are beyond what float32 can hold
+
 
 def check_choice(temperature: float, top_k: int = 0, top_p: float = 1.0) -> None:
     """ValueError for what no token can be drawn with; see `sample_next_token`."""
-    if not temperature > 0:
+    if not temperature >= COLDEST:
         raise ValueError(
-            f"temperature={temperature!r}: give a number above 0; for the likeliest "
-            "token each time, give top_k=1"
+            f"temperature={temperature!r}: give a number above 0, at least {COLDEST}; "
+            "for the likeliest token each time, give top_k=1"
         )
     if top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -38,7 +40,9 @@ def keep_likeliest(probs: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     if top_p < 1:
         ranked, order = probs.sort(dim=-1, descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked
-        ranked = torch.where(before < top_p * ranked.sum(-1, keepdim=True), ranked, 0.0)
+        kept = before < top_p * ranked.sum(-1, keepdim=True)
+        kept[..., 0] = True  # even where the product is too small to be a number
+        ranked = torch.where(kept, ranked, 0.0)
         probs = torch.zeros_like(probs).scatter(-1, order, ranked)
     return probs
 

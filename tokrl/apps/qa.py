@@ -346,6 +346,7 @@ def answer(
     """
     if not story.strip():
         raise ValueError("the story is empty: give at least one sentence")
+    question = question.strip()
     if split_text(question)[:1] not in (["Where"], ["Who"]) or question[-1:] != "?":
         raise ValueError(
             f"question={question!r}: ask 'Where is ...?' or 'Who has ...?'"

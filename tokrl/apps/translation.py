@@ -474,12 +474,20 @@ def translate_text(
     if not found:
         raise ValueError(f"text={text!r}: give at least one sentence")
     check_known(text, tokenizer)
-    if bool(re.search(r"[\u3400-\u9fff]", text)) == (target == "zh"):
-        given, other = ("Chinese", "English")[:: 1 if target == "zh" else -1]
+    signs = {
+        "Chinese": r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]",  # marks, characters
+        "English": r"[A-Za-z.]",
+    }
+    source, other = ("English", "Chinese")[:: 1 if target == "zh" else -1]
+    if strange := re.findall(signs[other], text):
         raise ValueError(
-            f"target={target!r} is for {other} text, and {text!r} has {given} in it: "
-            f"give target={'en' if target == 'zh' else 'zh'!r}"
+            f"target={target!r} is for {source} text, and {text!r} has {other} in it, "
+            f"{strange[0]!r}: give {source} alone, or another target"
         )
+    if tags := re.findall(r"<[^>]*>", text):
+        raise ValueError(f"{tags[0]} is a sign of the model's own: leave it out")
+    if not re.search(r"\w", text):
+        raise ValueError(f"text={text!r}: give at least one word")
     stop = "." if target == "zh" else "。"
     asked = [s.strip() if s[-1] in ".。" else s.strip() + stop for s in found]
     most = MAX_TOKENS if model.max_length is None else model.max_length - MAX_TOKENS - 2
@@ -491,7 +499,8 @@ def translate_text(
             )
     rows = greedy(model, [prompt(sentence, target) for sentence in asked], tokenizer)
     tokens = [token for row in rows for token in tokenizer.to_tokens(row)]
-    return join_words([token for token in tokens if token not in SPECIAL_TOKENS])
+    silent = {*SPECIAL_TOKENS, *(f"<{lang}>" for lang in LANGUAGES)}
+    return join_words([token for token in tokens if token not in silent])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 from tokrl import models
 from tokrl.masking import pad, unpad
 from tokrl.pretrained import FOLDER, NAMES
-from tokrl.pretrained.folder import replacing
+from tokrl.pretrained.folder import replacing, require_replaceable
 from tokrl.runs import write_json
 from tokrl.sampling import generate
 from tokrl.tokenizers import SPECIAL_TOKENS, BPETokenizer, WordPieceTokenizer
@@ -418,9 +418,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--run", type=Path, help="folder of the run: gpt2 and bert")
-    parser.add_argument("--out", type=Path, help="folder of the finished model")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the finished model, replaced at the end; without: where "
+        "the package looks for it",
+    )
     options = parser.parse_args()
-    out = options.out or FOLDER / NAMES[options.name]
+    out = FOLDER / NAMES[options.name] if options.out is None else options.out
+    try:
+        require_replaceable(out)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     if options.name in PARTS:
         make(options.name, options.run or Path("_build/pretrained") / options.name, out)
     elif options.run:
