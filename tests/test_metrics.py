@@ -110,6 +110,9 @@ def test_distinct_by_hand():
         distinct_n(texts, 4)
     with pytest.raises(ValueError, match="n=0"):
         distinct_n(texts, 0)
+    for plain in ("a b a", ["a b a"]):
+        with pytest.raises(ValueError, match="lists of words"):
+            distinct_n(plain, 2)
 
 
 def test_no_gram_crosses_from_one_text_to_the_next():

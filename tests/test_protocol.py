@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tokrl import models
@@ -531,6 +532,21 @@ def test_save_and_load(kind, tmp_path):
     again = models.load(path)
     assert torch.equal(again(draw(2, 9))[0], model(draw(2, 9))[0])
     assert again.config == model.config
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"config": "{"}, {"config": "[]"}, {"config": '{"width": "wide"}'}, {},
+        {"config": '{"vocab_size": 9, "width": 32}'},
+    ],
+)  # fmt: skip
+def test_a_model_file_that_does_not_fit_together_is_named(wrong, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = models.build("transformer", 9, width=16, layers=1, heads=2)
+    save_file(model.state_dict(), path, metadata={"kind": "transformer", **wrong})
+    with pytest.raises(ValueError, match=r"model\.safetensors.*does not fit together"):
+        models.load(path)
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -1,5 +1,7 @@
 """Coloured tokens are safe HTML, and their colours follow the numbers."""
 
+import math
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -71,3 +73,9 @@ def test_a_grid_has_a_cell_for_each_pair_and_frames_the_marked():
     assert repr(grid) == "a: y[0.3] z[1.0]\n<b>: z[0.5]"
     with pytest.raises(ValueError, match="2 rows and 3 columns, but weights of 2 by"):
         Grid(["a", "b"], ["x", "y", "z"], [[0, 1, 2], [0, 1]])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_without_a_colour_is_named(value):
+    with pytest.raises(ValueError, match=f"the value of 'b' is {value}"):
+        TokenHeat(["a", "b"], [0.5, value])

@@ -73,10 +73,13 @@ def distinct_n(texts: Sequence[Sequence[str]], n: int) -> float:
 
     texts  each a list of words or tokens
     It falls as more texts are counted: compare equal numbers of texts only.
-    Raises ValueError if n is below 1 or no text has n words.
+    Raises ValueError if n is no whole number of at least 1, a text is no list, or no
+    text has n words.
     """
-    if n < 1:
-        raise ValueError(f"n={n!r}: give at least 1")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r}: give a whole number of at least 1")
+    if isinstance(texts, str) or any(isinstance(text, str) for text in texts):
+        raise ValueError("texts holds plain text: give lists of words, `text.split()`")
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     if not grams:
         raise ValueError(f"none of the {len(texts)} texts has {n} words")

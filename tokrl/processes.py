@@ -17,7 +17,10 @@ def join() -> int:
 
     Raises RuntimeError if the launcher announced more processes than have met.
     """
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    announced = os.environ.get("WORLD_SIZE", "1")
+    if not announced.isdecimal() or int(announced) < 1:
+        raise RuntimeError(f"WORLD_SIZE={announced!r} in the environment: no number")
+    expected = int(announced)
     if expected > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if count() != expected:

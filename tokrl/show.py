@@ -1,6 +1,7 @@
 """Pictures for the chapters: curves against their limits, bars, tokens."""
 
 import html
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
@@ -159,6 +160,11 @@ class TokenHeat:
     ):
         if len(tokens) != len(values):
             raise ValueError(f"{len(tokens)} tokens but {len(values)} values")
+        for token, value in zip(tokens, values, strict=True):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(
+                    f"the value of {token!r} is {value}: give a finite number, or None"
+                )
         self.tokens, self.values = list(tokens), list(values)
         self.lang, self.caption = lang, caption
 

@@ -111,7 +111,13 @@ def load(path: str | os.PathLike) -> LanguageModel:
             f"{path} holds no tokrl model: its kind is {about.get('kind')}"
         )
     model_class, config_class, _ = KINDS[about["kind"]]
-    model = model_class(config_class(**json.loads(about["config"])))
-    model.to(next(iter(weights.values())).dtype)
-    model.load_state_dict(weights)
+    try:
+        model = model_class(config_class(**json.loads(about["config"])))
+        model.to(next(iter(weights.values())).dtype)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise ValueError(
+            f"{path} holds a {about['kind']} that does not fit together: save the "
+            "model again"
+        ) from error
     return model
