@@ -820,3 +820,14 @@ def test_wrong_arguments_are_named(float64):
     for size in (0, 9):
         with pytest.raises(ValueError, match=f"group_size={size}"):
             gradient_moments(tree, logprobs, logits, lambda rows, lp: lp.sum(), size)
+
+
+def test_a_table_of_another_shape_is_refused():
+    """There are more completions than states: outcomes would be read as values."""
+    tree = enumerate_completions(3, 3, 2)
+    for table in (torch.zeros(len(tree)), torch.zeros(len(tree.states), 5)):
+        with pytest.raises(ValueError, match=r"table has shape .*give \(7, 3\)"):
+            tree.along(table)
+    texts = [[0, 1], [0, 2]]
+    lists, tensors = (enumerate_texts(t, 3) for t in (texts, torch.tensor(texts)))
+    assert lists.states == tensors.states

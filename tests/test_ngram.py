@@ -270,3 +270,10 @@ def test_errors_say_what_is_wrong():
         model.cross_entropy([[BEGIN]])
     with pytest.raises(ValueError, match="max_new_tokens"):
         model.sample([BEGIN], 0)
+
+
+def test_ids_of_a_tensor_are_counted_as_those_of_lists():
+    texts = [[1, 2, 3], [1, 2, 4]]
+    lists, tensors = (NGram(2, 5).fit(t) for t in (texts, torch.tensor(texts)))
+    assert lists.probs([2]) == tensors.probs(torch.tensor([2]))
+    assert lists.log_prob([1, 2, 3]) == tensors.log_prob(torch.tensor([1, 2, 3]))

@@ -572,3 +572,17 @@ def test_wrong_arguments_are_named(tmp_path):
     critic = models.with_value_head(make("gru"))
     with pytest.raises(ValueError, match="ValueModel is not a model that `build`"):
         models.save(critic, tmp_path / "x")
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_cache_that_is_longer_than_expected_grows(size):
+    torch.manual_seed(0)
+    model = models.from_hf(models.to_gpt2(models.build("transformer", 11, width=16)))
+    ids = torch.tensor([[1, 2, 3], [0, 4, 5]])
+    mask, more = (ids > 0).long(), torch.tensor([[6, 7], [8, 9]])
+    found = []
+    for room in (size, 5):
+        cache = model.new_cache(2, room)
+        model(ids, mask, cache)
+        found.append(torch.cat([model(t[:, None], None, cache)[0] for t in more.T], 1))
+    torch.testing.assert_close(*found)

@@ -293,3 +293,9 @@ def test_wrong_arguments_are_named(world):
 def test_a_world_comes_back_from_its_configuration(world):
     again = World(WorldConfig(**world.to_dict()))
     assert again.config == world.config
+
+
+@pytest.mark.parametrize("most", [0, 1.5, "5", math.inf])
+def test_the_most_sentences_are_a_whole_number(most):
+    with pytest.raises(ValueError, match=f"max_sentences={most!r}"):
+        WorldConfig(max_sentences=most)

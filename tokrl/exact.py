@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, combinations_with_replacement
 from math import comb, factorial, inf, prod
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -87,8 +88,14 @@ class Tree:
         """A table (M, V), or a number for each state (M,), over completions: (N, T).
 
         Each token of a completion gets its entry, or that of the state it was chosen
-        in; 0 where masked. Gradients flow.
+        in; 0 where masked. Gradients flow. Raises ValueError for another shape.
         """
+        shape = tuple(self.child.shape)
+        if tuple(table.shape) not in (shape, shape[:1]):
+            raise ValueError(
+                f"table has shape {tuple(table.shape)}: give {shape}, or {shape[:1]} "
+                "with a number for each state"
+            )
         at = self.completion_states
         chosen = table[at, self.completion_ids] if table.dim() == 2 else table[at]
         return torch.where(self.completion_mask.bool(), chosen, 0.0)
@@ -273,7 +280,7 @@ def enumerate_texts(texts: Iterable[Sequence[int]], vocab_size: int) -> Tree:
     id is outside the vocabulary.
     """
     following: dict[tuple[int, ...], set[int]] = defaultdict(set)
-    whole = {tuple(text) for text in texts}
+    whole = {tuple(map(index, text)) for text in texts}
     for text in whole:
         for t, token in enumerate(text):
             following[text[:t]].add(token)

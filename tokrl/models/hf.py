@@ -5,6 +5,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokrl.models.base import LanguageModel
@@ -121,6 +122,9 @@ class HFModel(LanguageModel):
                     "trains: call gradient_checkpointing_disable(), or eval()"
                 )
             options["past_key_values"] = cache.past
+            more = past + length - cache.mask.shape[1]
+            if more > 0:  # longer than was expected
+                cache.mask = F.pad(cache.mask, (0, more))
             cache.mask[:, past : past + length] = True if mask is None else mask.bool()
             mask = cache.mask[:, : past + length]
         if mask is not None and not bool(mask.all()):

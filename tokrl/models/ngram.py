@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import index
 
 import torch
 
@@ -182,7 +183,7 @@ class NGram:
         return ids[start:]
 
     def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
-        ids = tuple(ids)
+        ids = tuple(map(index, ids))  # those of a tensor as well
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             bad = next(i for i in ids if not 0 <= i < self.vocab_size)
             raise ValueError(f"id {bad}: the ids are 0 to {self.vocab_size - 1}")

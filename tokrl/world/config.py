@@ -50,6 +50,11 @@ class WorldConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "tenses", tuple(self.tenses))
+        most = self.max_sentences
+        if not isinstance(most, int) or most < 1:
+            raise ValueError(
+                f"max_sentences={most!r}: give a whole number of at least 1"
+            )
         limits = {
             "people": (1, len(PEOPLE)),
             "places": (2, len(PLACES)),
