@@ -97,13 +97,6 @@ def leave_one_out(values: Tensor, group_size: int) -> Tensor:
     return torch.where(equal, groups, others).reshape(values.shape)
 
 
-def _real(values: Tensor) -> Tensor:
-    """Whole numbers and truth values in torch's default type: a mean is neither."""
-    if values.is_floating_point():
-        return values
-    return values.to(torch.get_default_dtype())
-
-
 def leave_one_out_advantages(
     rewards: Tensor, group_size: int, completion_mask: Tensor
 ) -> Tensor:
@@ -113,7 +106,6 @@ def leave_one_out_advantages(
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
     Raises ValueError for rewards of another shape, or as `leave_one_out` does.
     """
-    _require_rows(rewards, completion_mask)
     rewards = _real(rewards)
     return on_tokens(rewards - leave_one_out(rewards, group_size), completion_mask)
 
@@ -135,16 +127,16 @@ def group_advantages(
     Raises ValueError for another scale, rewards of another shape, or unless groups
     have at least 2 rows and divide B.
     """
-    _require_rows(rewards, completion_mask)
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: give one of {', '.join(SCALES)}")
-    groups, equal = in_groups(rewards := _real(rewards), group_size)
+    rewards = _real(rewards)
+    groups, equal = in_groups(rewards, group_size)
     centred = torch.where(equal, 0.0, groups - groups.mean(1, keepdim=True))
     if scale == "std":
         centred = centred / (groups.std(1, keepdim=True) + 1e-4)
     elif scale == "batch":
         centred = centred / (rewards.std() + 1e-4)
-    return on_tokens(centred.reshape(-1), completion_mask)
+    return on_tokens(centred.reshape(rewards.shape), completion_mask)
 
 
 def on_tokens(advantages: Tensor, completion_mask: Tensor) -> Tensor:
@@ -152,15 +144,17 @@ def on_tokens(advantages: Tensor, completion_mask: Tensor) -> Tensor:
 
     Raises ValueError for numbers of another shape.
     """
-    _require_rows(advantages, completion_mask)
-    return advantages[:, None] * completion_mask.to(advantages.dtype)
-
-
-def _require_rows(values: Tensor, completion_mask: Tensor) -> None:
-    """ValueError unless there is one number for each row of the mask."""
-    if values.shape != completion_mask.shape[:1]:
+    if advantages.shape != completion_mask.shape[:1]:
         raise ValueError(
-            f"numbers of shape {tuple(values.shape)} for a mask of shape "
+            f"numbers of shape {tuple(advantages.shape)} for a mask of shape "
             f"{tuple(completion_mask.shape)}: give one for each of its rows, such as "
             "the sum of its token rewards"
         )
+    return advantages[:, None] * completion_mask.to(advantages.dtype)
+
+
+def _real(values: Tensor) -> Tensor:
+    """Whole numbers and truth values in torch's default type: a mean is neither."""
+    if values.is_floating_point():
+        return values
+    return values.to(torch.get_default_dtype())

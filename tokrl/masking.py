@@ -59,8 +59,8 @@ def require_shape(mask: Tensor, **matrices: Tensor) -> None:
             )
 
 
-def require_prompts(ids: Tensor, mask: Tensor) -> None:
-    """Raise ValueError unless these are prompts (B, S), padded on the left.
+def require_prompts(ids: Tensor, mask: Tensor, model: Any) -> None:
+    """Raise ValueError unless a model can go on from prompts (B, S), left-padded.
 
     What follows the last column continues it: padding there would be continued.
     """
@@ -76,6 +76,7 @@ def require_prompts(ids: Tensor, mask: Tensor) -> None:
             f"prompt_mask is 0 in the last column of row {int(ended.nonzero()[0])}: "
             "pad prompts on the left, `pad(rows, side='left')`"
         )
+    require_known(ids, model)
 
 
 def require_known(ids: Tensor, model: Any) -> None:

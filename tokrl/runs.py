@@ -338,8 +338,11 @@ class Run:
     ):
         self.folder = Path(folder) if folder is not None else None
         self._state: dict[str, Any] | None = None
-        about = {**config, **data}
-        self._about = {name: about[name] for name in about if name not in free}
+
+        def fixed(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: v for k, v in {**config, **data}.items() if k not in free}
+
+        self._about = fixed(config, data)
         if self.folder is None:
             if resume:
                 raise ValueError("resume=True without a folder: name the run's folder")
@@ -352,9 +355,7 @@ class Run:
             self._check_same(self._state["about"], self.checkpoint)
         elif resume and settings.exists():
             made = read_json(settings, "record of a run's settings")
-            made = {**made["config"], **made["data"]}
-            free_of = {name: made[name] for name in made if name not in free}
-            self._check_same(free_of, settings)
+            self._check_same(fixed(made["config"], made["data"]), settings)
         elif not resume and any(p.exists() for p in (log, settings, self.checkpoint)):
             raise ValueError(
                 f"{self.folder} holds a run already: give resume=True to go on with "

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tokrl.masking import require_known, require_prompts
+from tokrl.masking import require_prompts
 
 COLDEST = 1e-6  # logits over less are beyond what float32 can hold
 
@@ -91,9 +91,7 @@ def distinct_prompts(
 
     prompt_ids, prompt_mask  (B, S)
     Returns ids and mask (P, S), and for each of the B rows the number of its prompt.
-    Raises ValueError for shapes that differ, no tokens, or padding on the right.
     """
-    require_prompts(prompt_ids, prompt_mask)
     rows = torch.cat([prompt_ids, prompt_mask], -1)
     rows, of = rows.unique(dim=0, return_inverse=True)
     ids, mask = rows.tensor_split(2, -1)
@@ -126,7 +124,7 @@ def generate(
     Raises ValueError for a number of tokens below 1, prompts of another layout, tokens
     that the model does not know, and as `sample_next_token` does.
     """
-    require_known(prompt_ids, model)
+    require_prompts(prompt_ids, prompt_mask, model)
     check_choice(temperature, top_k, top_p)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}: give at least 1")
@@ -226,8 +224,7 @@ def beam_search(
     Raises ValueError for a width or a number of tokens below 1, prompts of another
     layout, or tokens that the model does not know.
     """
-    require_prompts(prompt_ids, prompt_mask)
-    require_known(prompt_ids, model)
+    require_prompts(prompt_ids, prompt_mask, model)
     for name, value in (("max_new_tokens", max_new_tokens), ("width", width)):
         if value < 1:
             raise ValueError(f"{name}={value!r}: give at least 1")

@@ -154,7 +154,7 @@ def _check(
     completion_mask: Tensor,
 ) -> None:
     """ValueError for what cannot be scored."""
-    require_prompts(prompt_ids, prompt_mask)
+    require_prompts(prompt_ids, prompt_mask, model)
     require_shape(completion_mask, completion_ids=completion_ids)
     if len(prompt_ids) != len(completion_ids) or not completion_ids.numel():
         raise ValueError(
@@ -162,8 +162,7 @@ def _check(
             f"{tuple(completion_ids.shape)}: give (B, S) and (B, T), a prompt for each "
             "completion, and at least one token"
         )
-    for ids in (prompt_ids, completion_ids):
-        require_known(ids, model)
+    require_known(completion_ids, model)
 
 
 def _logits_of(model: LanguageModel) -> Callable[..., Tensor]:
