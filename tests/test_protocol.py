@@ -520,6 +520,8 @@ def test_a_gpt2_that_ours_cannot_be_is_refused_by_its_setting(options, message):
 def test_other_architectures_are_not_gpt2():
     with pytest.raises(ValueError, match="LlamaForCausalLM is not a GPT2LMHeadModel"):
         models.from_gpt2(make("hf-llama").hf)
+    with pytest.raises(ValueError, match="str is not a GPT2LMHeadModel"):
+        models.from_gpt2("town-gpt2")
 
 
 # Files

@@ -53,9 +53,10 @@ def from_gpt2(hf_model: "GPT2LMHeadModel") -> Transformer:
     Raises ValueError for a model that is no `GPT2LMHeadModel`, or a variant that our
     Transformer has no place for; it names the setting.
     """
-    kind, config = type(hf_model).__name__, hf_model.config
+    kind = type(hf_model).__name__
     if kind != "GPT2LMHeadModel":
         raise ValueError(f"{kind} is not a GPT2LMHeadModel: wrap it with from_hf")
+    config = hf_model.config
     _check_config(config)
     shape = TransformerConfig(
         vocab_size=config.vocab_size, width=config.n_embd, layers=config.n_layer,

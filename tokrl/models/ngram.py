@@ -53,8 +53,8 @@ class NGram:
         """Count every token after its contexts of 0 to `order - 1` tokens.
 
         texts    id lists; the first token of each is given, not counted
-        weights  how often each text counts, above 0 (1 each). The exact
-                 probabilities of all texts give what endless data would.
+        weights  how often each text counts, above 0 (1 each). Without smoothing the
+                 exact probabilities of all texts give what endless data would.
         Counts of an earlier `fit` are forgotten. Raises ValueError if there is
         nothing to count, or for an id outside the vocabulary.
         """
